@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Write requirements/*.txt: every version and hash, for every platform, and nothing about where they came from.
 
 uv resolves, because only it makes one lock for all platforms; it does not read pip's configuration, so the index that
@@ -12,6 +11,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+
+OPTIONS = [
+    *("--quiet", "--universal", "--python-version=3.11", "--generate-hashes", "--upgrade", "--no-header"),
+    *("--no-emit-index-url", "--no-emit-find-links", "--no-emit-package=formgate"),
+]
 
 HEADER = "# Made by `make lock`; do not edit.\n"
 
@@ -45,12 +49,11 @@ def uv_environment() -> dict[str, str]:
 
 
 def main() -> None:
+    """Resolve and write each lock."""
     environment = uv_environment()
-    options = "--quiet --universal --python-version 3.11 --generate-hashes --upgrade --no-header".split()
-    options += "--no-emit-index-url --no-emit-find-links --no-emit-package formgate".split()
     for name, sources in LOCKS.items():
         target = ROOT / "requirements" / f"{name}.txt"
-        command = [BIN / "uv", "pip", "compile", *options, *sources]
+        command = [str(BIN / "uv"), "pip", "compile", *OPTIONS, *sources]
         lock = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
         target.write_text(HEADER + lock)
 
