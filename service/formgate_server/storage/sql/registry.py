@@ -1,0 +1,113 @@
+"""Accounts, keys, service tokens and the audit trail."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, or_, select, tuple_, update
+
+from formgate_server.storage.sql.rows import TOKEN_COLUMNS, account_of, key_of, token_of
+from formgate_server.storage.sql.tables import accounts, keys, service_tokens
+from formgate_server.storage.sql.transaction import SqlTransaction
+
+if TYPE_CHECKING:
+    from formgate_server.core.model import Account, Key, ServiceToken
+    from formgate_server.core.ports import Cursor, KeyFilter, Scope, Transaction
+    from formgate_server.storage.sql.engine import Database
+
+_Noun = TypeVar("_Noun")
+
+_ACCOUNTS = select(accounts)
+_KEYS = select(keys)
+_TOKENS = select(*TOKEN_COLUMNS)
+
+
+class SqlRegistry:
+    """The Registry port."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """See ``Registry``."""
+        async with self._database.writing() as connection:
+            yield SqlTransaction(connection)
+
+    async def account(self, account_id: str) -> Account | None:
+        """See ``Registry``."""
+        return await self._one(_ACCOUNTS.where(accounts.c.account_id == account_id), account_of)
+
+    async def accounts(self, scope: Scope, after: Cursor | None, most: int) -> list[Account]:
+        """See ``Registry``."""
+        query = _ACCOUNTS
+        if scope.account_id:
+            query = query.where(accounts.c.account_id == scope.account_id)
+        if scope.policy:
+            query = query.where(accounts.c.policy == scope.policy)
+        return await self._page(query, (accounts.c.create_time, accounts.c.account_id), after, most, account_of)
+
+    async def key(self, key_id: str) -> Key | None:
+        """See ``Registry``."""
+        return await self._one(_KEYS.where(keys.c.key_id == key_id), key_of)
+
+    async def keys(self, wanted: KeyFilter, after: Cursor | None, most: int) -> list[Key]:
+        """See ``Registry``."""
+        query = _KEYS.where(keys.c.account_id == wanted.account_id)
+        if wanted.state:
+            query = query.where(keys.c.state == wanted.state)
+        if wanted.environment:
+            query = query.where(keys.c.environment == wanted.environment)
+        if wanted.created_by:
+            query = query.where(keys.c.created_by == wanted.created_by)
+        return await self._page(query, (keys.c.create_time, keys.c.key_id), after, most, key_of)
+
+    async def token_by_digest(self, digests: Sequence[bytes]) -> ServiceToken | None:
+        """See ``Registry``."""
+        return await self._one(_TOKENS.where(service_tokens.c.digest.in_(digests)), token_of)
+
+    async def tokens(self, scope: Scope, after: Cursor | None, most: int) -> list[ServiceToken]:
+        """See ``Registry``."""
+        query = _TOKENS
+        if scope.account_id:
+            query = query.where(service_tokens.c.account_id == scope.account_id)
+        if scope.policy:
+            query = query.where(service_tokens.c.policy == scope.policy)
+        order = (service_tokens.c.create_time, service_tokens.c.token_id)
+        return await self._page(query, order, after, most, token_of)
+
+    async def note_used(self, last_used: Mapping[str, tuple[int, str]]) -> None:
+        """See ``Registry``."""
+        if not last_used:
+            return
+        time = bindparam("time", type_=BigInteger)
+        earlier = or_(keys.c.last_used_time.is_(None), keys.c.last_used_time < time)
+        statement = (
+            update(keys)
+            .where(keys.c.key_id == bindparam("id"), earlier)
+            .values(last_used_time=time, last_used_ip=bindparam("ip"))
+        )
+        rows = [{"id": key_id, "time": when, "ip": ip} for key_id, (when, ip) in sorted(last_used.items())]
+        async with self._database.writing() as connection:
+            await connection.execute(statement, rows)
+
+    async def _one(self, query: Select[Any], read: Callable[[Sequence[Any]], _Noun]) -> _Noun | None:
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query)).first()
+        return None if row is None else read(row)
+
+    async def _page(
+        self,
+        query: Select[Any],
+        order: tuple[ColumnElement[int], ColumnElement[str]],
+        after: Cursor | None,
+        most: int,
+        read: Callable[[Sequence[Any]], _Noun],
+    ) -> list[_Noun]:
+        if after is not None:
+            query = query.where(tuple_(*order) > tuple_(*after))
+        async with self._database.reading() as connection:
+            rows = await connection.execute(query.order_by(*order).limit(most))
+        return [read(row) for row in rows]

@@ -1,0 +1,186 @@
+"""The tables. Times are microseconds since the Unix epoch; enums are stored by their numbers in ``core.model``.
+
+A change here needs a migration in ``migrations/versions``; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+)
+
+# Explicit names, so that a later migration can name what it changes on any database.
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+# Ids are compared by code point everywhere: a listing's order may not depend on a database's locale.
+_Id = String(64).with_variant(String(64, collation="C"), "postgresql")
+_Digest = LargeBinary(32)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("account_id", _Id, primary_key=True),
+    Column("display_name", Text, nullable=False),
+    Column("policy", _Id, nullable=False),
+    Column("plan", _Id, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("time_zone", Text, nullable=False),
+    Column("limits", JSON, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("create_time", BigInteger, nullable=False),
+    Index(None, "create_time", "account_id"),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("key_id", _Id, primary_key=True),
+    Column("account_id", _Id, ForeignKey("accounts.account_id"), nullable=False),
+    Column("display_name", Text, nullable=False),
+    Column("environment", SmallInteger, nullable=False),
+    Column("state", SmallInteger, nullable=False),
+    Column("hint", Text, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("create_time", BigInteger, nullable=False),
+    Column("expire_time", BigInteger),
+    Column("revoke_time", BigInteger),
+    Column("last_used_time", BigInteger),
+    Column("last_used_ip", Text, nullable=False),
+    Column("grants", JSON, nullable=False),
+    Column("api_groups", JSON, nullable=False),
+    Column("ip_rules", JSON, nullable=False),
+    Column("limits", JSON, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Index(None, "account_id", "create_time", "key_id"),
+)
+
+# Apart from the keys: a key that rotates has two digests for a while, under peppers of their own.
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("digest", _Digest, primary_key=True),
+    Column("key_id", _Id, ForeignKey("keys.key_id"), nullable=False, index=True),
+    Column("pepper_id", _Id, nullable=False),
+    sqlite_with_rowid=False,  # one search a check, not two
+)
+
+# Which CreateKey call made a key.
+key_requests = Table(
+    "key_requests",
+    metadata,
+    Column("account_id", _Id, ForeignKey("accounts.account_id"), primary_key=True),
+    Column("request_id", _Id, primary_key=True),
+    Column("key_id", _Id, ForeignKey("keys.key_id"), nullable=False),
+)
+
+# account_id and policy empty: bound to none.
+service_tokens = Table(
+    "service_tokens",
+    metadata,
+    Column("token_id", _Id, primary_key=True),
+    Column("display_name", Text, nullable=False),
+    Column("role", SmallInteger, nullable=False),
+    Column("account_id", _Id, nullable=False),
+    Column("policy", _Id, nullable=False),
+    Column("create_time", BigInteger, nullable=False),
+    Column("expire_time", BigInteger),
+    Column("revoke_time", BigInteger),
+    Column("digest", _Digest, nullable=False, unique=True),
+    Column("pepper_id", _Id, nullable=False),
+    Index(None, "create_time", "token_id"),
+)
+
+# `sequence` counts an account's rows from 1 without gaps; changes that concern no account have account_id ''.
+audit_events = Table(
+    "audit_events",
+    metadata,
+    Column("account_id", _Id, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("create_time", BigInteger, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("token_id", _Id, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("actor_ip", Text, nullable=False),
+    Column("before", JSON(none_as_null=True)),
+    Column("after", JSON(none_as_null=True)),
+    Column("note", Text, nullable=False),
+)
+
+# The last row of each account's audit trail. Whoever adds the next one locks it here, on any database.
+audit_heads = Table(
+    "audit_heads",
+    metadata,
+    Column("account_id", _Id, primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+)
+
+# As sent, with the digest of the content; `occur_time` is when it counts.
+usage_records = Table(
+    "usage_records",
+    metadata,
+    Column("account_id", _Id, primary_key=True),
+    Column("record_id", _Id, primary_key=True),
+    Column("content", _Digest, nullable=False),
+    Column("key_id", _Id, nullable=False),
+    Column("units", BigInteger, nullable=False),
+    Column("operation", Text, nullable=False),
+    Column("resource", Text, nullable=False),
+    Column("status_code", Integer, nullable=False),
+    Column("latency", BigInteger),
+    Column("occur_time", BigInteger, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("charge_units", BigInteger),
+    Column("refund_request_id", _Id, nullable=False),
+)
+
+# Sums by key and operation of the hour (UTC) that begins at `hour`.
+usage_hours = Table(
+    "usage_hours",
+    metadata,
+    Column("account_id", _Id, primary_key=True),
+    Column("key_id", _Id, primary_key=True),
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("operation", Text, primary_key=True),
+    Column("units", BigInteger, nullable=False),
+    Column("records", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Counters as they stood, and how many units more may have been charged since.
+reservations = Table(
+    "reservations",
+    metadata,
+    Column("counter_id", Text, primary_key=True),
+    Column("state", JSON, nullable=False),
+    Column("ahead", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# What this database belongs to: the public ids of the peppers that its digests are made with.
+fingerprints = Table(
+    "fingerprints",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, primary_key=True),
+)
