@@ -1,0 +1,81 @@
+"""Ports around ports: what bootstrap puts before a store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from formgate_server.core.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from formgate_server.core.ports import KeyStore
+    from formgate_server.core.verdict import KeyRecord
+
+_Outcome: TypeAlias = "KeyRecord | UnavailableError | None"
+
+
+class CachedKeyStore:
+    """A KeyStore that remembers what it found, until a check asks for a higher epoch (docs/adr/0001).
+
+    Unknown digests are not remembered. Entries leave in the order in which they came: a hit costs no bookkeeping, and a
+    key in use comes back by one read for every ``most`` others that came in.
+
+    Reads of one secret are shared as far as the port allows. A read that is under way when a call comes in may have
+    missed what changed before that call: it will do only if it finds a high enough epoch, and never if it finds nothing.
+    Whoever has waited for such a read in vain shares the next one: that began after all who waited had called.
+    """
+
+    def __init__(self, store: KeyStore, most: int = 200_000) -> None:
+        self._store = store
+        self._most = most
+        self._records: OrderedDict[bytes, KeyRecord] = OrderedDict()
+        self._reads: dict[bytes, asyncio.Future[_Outcome]] = {}
+
+    async def find(self, digests: Sequence[bytes], *, at_least: int = 0) -> KeyRecord | None:
+        """See ``KeyStore``."""
+        digest = digests[0]  # the newest pepper's: it stands for the secret, whichever pepper the key is stored under
+        record = self._records.get(digest)
+        if record is not None and record.epoch >= at_least:
+            return record
+        earlier = self._reads.get(digest)
+        if earlier is not None:
+            outcome = await asyncio.shield(earlier)
+            if outcome is not None and not isinstance(outcome, UnavailableError) and outcome.epoch >= at_least:
+                return outcome
+            later = self._reads.get(digest)
+            if later is not None:
+                return _result(await asyncio.shield(later))
+        return await self._read(digests)
+
+    async def _read(self, digests: Sequence[bytes]) -> KeyRecord | None:
+        read: asyncio.Future[_Outcome] = asyncio.get_running_loop().create_future()
+        self._reads[digests[0]] = read
+        outcome: _Outcome = UnavailableError("The read was broken off; the same call may go through now.")
+        try:
+            outcome = await self._store.find(digests)
+            self._remember(digests[0], outcome)
+        except UnavailableError as error:
+            outcome = error
+        finally:
+            # Also when this call is cancelled: those who wait for the read must not wait for ever.
+            del self._reads[digests[0]]
+            read.set_result(outcome)
+        return _result(outcome)
+
+    def _remember(self, digest: bytes, record: KeyRecord | None) -> None:
+        known = self._records.pop(digest, None)
+        if record is None:
+            return
+        if known is not None and known.epoch > record.epoch:
+            record = known  # another read was quicker
+        self._records[digest] = record
+        if len(self._records) > self._most:
+            self._records.popitem(last=False)
+
+
+def _result(outcome: _Outcome) -> KeyRecord | None:
+    if isinstance(outcome, UnavailableError):
+        raise outcome
+    return outcome
