@@ -1,0 +1,1 @@
+"""Every port in one process, and what the other stores are tested against."""

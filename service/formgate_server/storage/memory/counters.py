@@ -1,0 +1,24 @@
+"""The counters' marks, in memory: for tests, and for a server whose counters may start empty."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from formgate_server.core.ports import Reserved
+
+
+class MemoryReservations:
+    """The Reservations port."""
+
+    def __init__(self) -> None:
+        self._marks: dict[str, Reserved] = {}
+
+    async def load(self, counter_ids: Collection[str]) -> Mapping[str, Reserved]:
+        """See ``Reservations``."""
+        return {each: self._marks[each] for each in counter_ids if each in self._marks}
+
+    async def save(self, marks: Mapping[str, Reserved]) -> None:
+        """See ``Reservations``."""
+        self._marks |= marks
