@@ -1,0 +1,152 @@
+"""What a key may do: permissions and levels, granted on resources.
+
+A resource is a path. A grant covers its resource and all below it by whole segments; ``*`` covers all but
+``organization``, which is granted by its name only. Grants add up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from formgate.rules.reason import Reason
+
+EVERYTHING = "*"
+ORGANIZATION = "organization"
+
+_NOUN_VERB = re.compile(r"[a-z][a-z0-9_]{0,63}(\.[a-z][a-z0-9_]{0,63}){1,3}", re.ASCII)
+
+
+class Level(IntEnum):
+    """How much a grant allows; each holds those before it. Numbered as in ``formgate.v1.Level``."""
+
+    UNSPECIFIED = 0
+    READ = 1
+    WRITE = 2
+    MANAGE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A right on a resource and all below it: permission names, groups (``forms.*``) or ``*``, and/or a level."""
+
+    resource: str
+    permissions: tuple[str, ...] = ()
+    level: Level = Level.UNSPECIFIED
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The permissions that there are, each with the lowest level that holds it (UNSPECIFIED: no level does).
+
+    An open catalogue knows any ``noun.verb`` besides.
+    """
+
+    levels: Mapping[str, Level] = field(default_factory=dict)
+    is_open: bool = False
+
+    def knows(self, permission: str) -> bool:
+        """Tell whether ``permission`` is one that a check may ask for."""
+        return permission in self.levels or (self.is_open and _NOUN_VERB.fullmatch(permission) is not None)
+
+    def knows_pattern(self, pattern: str) -> bool:
+        """Tell whether a grant may name ``pattern``: a permission, a group of some (``forms.*``), or ``*``."""
+        if pattern == EVERYTHING or self.knows(pattern):
+            return True
+        if not pattern.endswith(".*"):
+            return False
+        group = pattern[:-1]
+        if any(name.startswith(group) for name in self.levels):
+            return True
+        return self.is_open and _NOUN_VERB.fullmatch(group + "x") is not None
+
+    def up_to(self, level: Level) -> frozenset[str]:
+        """Return the permissions that ``level`` holds."""
+        return frozenset(name for name, needs in self.levels.items() if needs and needs <= level)
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What the grants on one resource hold together."""
+
+    names: frozenset[str] = frozenset()
+    groups: tuple[str, ...] = ()  # "forms.": str.startswith takes the whole tuple at once
+    everything: bool = False
+    level: Level = Level.UNSPECIFIED
+
+    def hold(self, permission: str) -> bool:
+        """Tell whether ``permission``, one of the catalogue, is held."""
+        return self.everything or permission in self.names or permission.startswith(self.groups)
+
+    def reach(self, level: Level) -> bool:
+        """Tell whether ``level`` is held; permission ``*`` holds every level."""
+        return self.everything or self.level >= level
+
+    def with_grant(self, grant: Grant, catalogue: Catalogue) -> Rights:
+        """Return these rights and the grant's."""
+        return Rights(
+            self.names
+            | {name for name in grant.permissions if not name.endswith(EVERYTHING)}
+            | catalogue.up_to(grant.level),
+            tuple(sorted({*self.groups, *(name[:-1] for name in grant.permissions if name.endswith(".*"))})),
+            self.everything or EVERYTHING in grant.permissions,
+            max(self.level, grant.level),
+        )
+
+
+NO_RIGHTS = Rights()
+
+
+def ancestors(resource: str) -> Iterator[str]:
+    """Yield the resources a grant on which covers ``resource``: itself, those above it, and ``*`` where that counts."""
+    path = resource
+    while True:
+        yield path
+        cut = path.rfind("/")
+        if cut < 0:
+            break
+        path = path[:cut]
+    if path not in (EVERYTHING, ORGANIZATION):
+        yield EVERYTHING
+
+
+class Grants:
+    """A key's grants, compiled: a question costs the depth of the resource, however many grants there are."""
+
+    __slots__ = ("_anywhere", "_by_resource")
+
+    def __init__(self, grants: Iterable[Grant], catalogue: Catalogue) -> None:
+        self._by_resource: dict[str, Rights] = {}
+        anywhere = NO_RIGHTS
+        for grant in grants:
+            here = self._by_resource.get(grant.resource, NO_RIGHTS)
+            self._by_resource[grant.resource] = here.with_grant(grant, catalogue)
+            anywhere = anywhere.with_grant(grant, catalogue)
+        self._anywhere = anywhere
+
+    def denial(self, permissions: Iterable[str], level: Level, resources: Iterable[str]) -> Reason | None:
+        """Say why these permissions and this level are not granted on any of these resources; None: they are.
+
+        Each permission, and the level, must be held by a grant that covers at least one of the resources; without
+        resources only grants on ``*`` count. Without permissions and level, a grant must cover some resource, where any
+        is given. The permissions must be known to the catalogue.
+        """
+        covering = [
+            rights
+            for resource in resources or (EVERYTHING,)
+            for path in ancestors(resource)
+            if (rights := self._by_resource.get(path)) is not None
+        ]
+        if not permissions and not level:
+            return Reason.RESOURCE_NOT_ALLOWED if resources and not covering else None
+        anywhere = self._anywhere
+        if not anywhere.reach(level) or not all(map(anywhere.hold, permissions)):
+            return Reason.PERMISSION_DENIED
+        if level and not any(rights.reach(level) for rights in covering):
+            return Reason.RESOURCE_NOT_ALLOWED
+        for permission in permissions:
+            if not any(rights.hold(permission) for rights in covering):
+                return Reason.RESOURCE_NOT_ALLOWED
+        return None

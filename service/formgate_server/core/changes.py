@@ -1,0 +1,69 @@
+"""How anything is changed: one transaction, then the account's new epoch is published, then the caller is answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+from formgate_server.core.ports import Clock, Limiter, Registry, Transaction
+
+T = TypeVar("T")
+
+
+class Changed(NamedTuple, Generic[T]):
+    """What a change made of a thing; ``epoch``, its account's after the change, None: no verdict depends on it."""
+
+    result: T
+    account_id: str
+    epoch: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Effective(Generic[T]):
+    """A change's result, and from when on every check decides by it."""
+
+    result: T
+    effective_time: int
+
+
+class Changes:
+    """Runs changes. One that has begun is finished even if its caller goes away.
+
+    Were it cut off between commit and publication, checks would decide by the old state until somebody published.
+    """
+
+    def __init__(self, registry: Registry, limiter: Limiter, clock: Clock) -> None:
+        self.registry = registry
+        self.clock = clock
+        self._limiter = limiter
+        self._running: set[asyncio.Task[object]] = set()
+
+    async def apply(self, change: Callable[[Transaction], Awaitable[Changed[T]]]) -> Effective[T]:
+        """Run ``change`` in a transaction of its own and publish its epoch.
+
+        A change that finds nothing to do returns the epoch all the same: who repeats a call may do so because the first
+        was cut off before it had published.
+        """
+        task = asyncio.ensure_future(self._apply(change))
+        self._running.add(task)
+        task.add_done_callback(self._finished)
+        return await asyncio.shield(task)
+
+    async def _apply(self, change: Callable[[Transaction], Awaitable[Changed[T]]]) -> Effective[T]:
+        async with self.registry.transaction() as transaction:
+            changed = await change(transaction)
+        if changed.epoch is not None:
+            await self._limiter.publish(changed.account_id, changed.epoch)
+        return Effective(changed.result, self.clock.now())
+
+    def _finished(self, task: asyncio.Task[object]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, even where its caller has gone away
+
+    async def finish(self) -> None:
+        """Wait for the changes under way."""
+        while self._running:
+            await asyncio.wait(self._running)

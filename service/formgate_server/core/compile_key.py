@@ -1,0 +1,63 @@
+"""A key and its account, compiled into what its checks need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from formgate.rules.addresses import AddressRules
+from formgate.rules.grants import Grants
+from formgate.rules.reason import Reason
+from formgate.rules.standing import Standing
+from formgate_server.core.limits import Counter
+from formgate_server.core.model import Account, AccountState, Calendar, Holder, Key, KeyState, Limit, Period, Rolling
+from formgate_server.core.policy import Plan, Policy
+from formgate_server.core.verdict import KeyRecord
+
+_STATES = {KeyState.ENABLED: Reason.OK, KeyState.DISABLED: Reason.KEY_DISABLED, KeyState.REVOKED: Reason.KEY_REVOKED}
+_PERIODS = {Period.DAY: "day", Period.MONTH: "month"}
+
+
+def compile_key(key: Key, account: Account, policy: Policy) -> KeyRecord:
+    """Compile ``key`` of ``account``, whose policy is ``policy``."""
+    state = _STATES[key.state]
+    if state is Reason.OK and account.state is AccountState.SUSPENDED:
+        state = Reason.ACCOUNT_SUSPENDED
+    standing = Standing(
+        state=state,
+        expire_time=key.expire_time,
+        environment=key.environment,
+        addresses=AddressRules(key.ip_rules) if key.ip_rules else None,
+        api_groups=frozenset(key.api_groups),
+        grants=Grants(key.grants, policy.catalogue),
+        catalogue=policy.catalogue,
+    )
+    return KeyRecord(key, policy, standing, counters(account, policy.plans[account.plan], key), account.epoch)
+
+
+def counters(account: Account, plan: Plan, key: Key | None) -> tuple[Counter, ...]:
+    """Return the counters that ``key`` is charged by; without one, those that the account holds.
+
+    An account's limit replaces its plan's of the same name, a key's its account's of the same name and holder.
+    """
+    limits = {limit.name: limit for limit in plan.limits} | {limit.name: limit for limit in account.limits}
+    effective = {(limit.holder, limit.name): limit for limit in limits.values()}
+    if key is not None:
+        effective |= {(limit.holder, limit.name): limit for limit in key.limits}
+    zone = account.time_zone or plan.time_zone
+    return tuple(_counters(account.account_id, "" if key is None else key.key_id, effective.values(), zone))
+
+
+def _counters(account_id: str, key_id: str, limits: Iterable[Limit], zone: str) -> Iterable[Counter]:
+    for limit in limits:
+        of_key = limit.holder is Holder.KEY
+        if of_key and not key_id:
+            continue
+        owner = f"{account_id}/{key_id}" if of_key else account_id
+        yield Counter(f"{owner}/{limit.name}/{_shape(limit)}", limit, zone)
+
+
+def _shape(limit: Limit) -> str:
+    """Name what a counter counts by: an amount may change under it, the kind of period may not."""
+    if isinstance(limit.per, Rolling):
+        return f"{limit.per.window}us"
+    return _PERIODS[limit.per.period] if isinstance(limit.per, Calendar) else "lifetime"

@@ -1,0 +1,80 @@
+"""Why a call could not be answered. A denial is none of these: it is a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class FormgateError(Exception):
+    """A call that can not be answered.
+
+    ``reason`` is a stable UPPER_SNAKE word for programs, the message is for the caller to read: neither may hold a
+    secret or an internal. ``metadata`` names things for programs, such as the id of what is there already.
+    """
+
+    reason = "INTERNAL"
+
+    def __init__(self, message: str, *, reason: str = "", metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason or self.reason
+        self.metadata = dict(metadata or {})
+
+
+class InvalidArgumentError(FormgateError):
+    """Wrong in any state: ``field`` is the path of the field in the request, such as ``grants[3].resource``."""
+
+    reason = "INVALID_FIELD"
+
+    def __init__(self, field: str, description: str) -> None:
+        super().__init__(f"{field}: {description}", metadata={"field": field})
+        self.field = field
+        self.description = description
+
+
+class FailedPreconditionError(FormgateError):
+    """Wrong in this state."""
+
+    reason = "WRONG_STATE"
+
+
+class UnauthenticatedError(FormgateError):
+    """The calling service showed no valid token."""
+
+    reason = "INVALID_SERVICE_TOKEN"
+
+
+class PermissionDeniedError(FormgateError):
+    """The calling service may not do this."""
+
+    reason = "ROLE_NOT_ALLOWED"
+
+
+class NotFoundError(FormgateError):
+    """There is no such thing, or the caller may not know of it."""
+
+    reason = "NOT_FOUND"
+
+
+class AlreadyExistsError(FormgateError):
+    """There is one already."""
+
+    reason = "ALREADY_EXISTS"
+
+
+class AbortedError(FormgateError):
+    """It has changed since the caller read it."""
+
+    reason = "ETAG_MISMATCH"
+
+
+class UnavailableError(FormgateError):
+    """A store is down; the same call may go through later."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
+class UnimplementedError(FormgateError):
+    """This server does not do that yet."""
+
+    reason = "UNIMPLEMENTED"

@@ -1,0 +1,215 @@
+"""Limits, exact: what each counter holds, whether a cost fits, and when it will.
+
+Pure; every limiter is tested against it.
+
+A rolling window is kept in 60 sub-windows and the one that is filling: whatever *may* lie within the last ``window``
+counts, so that no interval of that length, wherever it starts, admits more than ``amount``. The price is that a charge
+counts for up to window/60 too long, and that evenly spaced checks at up to 29/30 of the limit, each up to window/60
+late, always fit: they see at most (61 + 1)/60 of a window, and 62/60 * 29/30 < 1.
+
+A clock that goes back frees nothing: nothing ever seems older than it is. Back by up to a window, a counter waits for
+it; by more, its contents move along, so that nothing counts for more than a window too long. A calendar period that
+ends further ahead than any lasts is made to end with the next one: going back never brings two new amounts together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+from formgate.rules.reason import Reason
+from formgate_server.core.calendar import FOREVER, bounds
+from formgate_server.core.model import Calendar, Lifetime, Limit, Period, Rolling
+
+SUB_WINDOWS = 60
+_SLOTS = SUB_WINDOWS + 1
+_EMPTY = (0,) * _SLOTS
+
+_HOUR = 60 * 60 * 1_000_000
+_LONGEST = {Period.DAY: 36 * _HOUR, Period.MONTH: 32 * 24 * _HOUR}  # no day or month of any zone is longer
+
+LONGEST_FORGOTTEN = 5 * 60 * 1_000_000
+"""Rolling windows up to this length, in microseconds, may start empty when the counters' store is lost."""
+
+
+class Counter(NamedTuple):
+    """A limit as one key or account is charged by it: ``id`` names the counter, ``zone`` is the calendar's (IANA)."""
+
+    id: str
+    limit: Limit
+    zone: str
+
+
+class Window(NamedTuple):
+    """A rolling window's state: units by sub-window number modulo 61, the newest being ``head``; their sum ``used``."""
+
+    head: int
+    used: int
+    ring: tuple[int, ...]
+
+
+class Span(NamedTuple):
+    """A calendar period's state, or a lifetime's (``end`` FOREVER): units charged before ``end``."""
+
+    end: int
+    used: int
+
+
+State: TypeAlias = Window | Span
+
+
+class Standing(NamedTuple):
+    """Where a limit stands. ``reset_time``: when all of it is there again; None: nothing is charged, or never."""
+
+    limit: Limit
+    remaining: int
+    reset_time: int | None
+
+
+class Spent(NamedTuple):
+    """The result of a charge: all counters charged (``denied`` None), or none."""
+
+    denied: Limit | None
+    retry_time: int | None
+    """When this cost fits if nothing else is charged; None: not denied, or never."""
+    states: tuple[State, ...]
+    """The counters afterwards, brought up to now."""
+
+
+def reason_of(limit: Limit) -> Reason:
+    """Return the reason by which a check is denied when ``limit`` is used up."""
+    if isinstance(limit.per, Rolling):
+        return Reason.RATE_LIMITED
+    return Reason.QUOTA_EXCEEDED if isinstance(limit.per, Calendar) else Reason.CREDITS_EXHAUSTED
+
+
+def outlives_its_store(limit: Limit) -> bool:
+    """Tell whether losing the counters' store may not refill ``limit``: it is reserved ahead in the database then."""
+    return not isinstance(limit.per, Rolling) or limit.per.window > LONGEST_FORGOTTEN
+
+
+def block(limit: Limit) -> int:
+    """Return by how many units ``limit`` is reserved ahead: 1 % of it, at least 10."""
+    return max(10, (limit.amount or 0) // 100)
+
+
+def up_to_now(counter: Counter, state: State | None, now: int) -> State:
+    """Return ``state`` (None: never charged) as it stands at ``now``: what can no longer count is dropped."""
+    per = counter.limit.per
+    if isinstance(per, Rolling):
+        number = now * SUB_WINDOWS // per.window
+        return Window(number, 0, _EMPTY) if state is None or isinstance(state, Span) else _roll(state, number)
+    if isinstance(per, Lifetime):
+        return state if isinstance(state, Span) else Span(FOREVER, 0)
+    if isinstance(state, Span) and now < state.end <= now + _LONGEST[per.period]:
+        return state
+    window = bounds(per.period, counter.zone, now)
+    if isinstance(state, Span) and now < state.end:
+        return Span(window.next_end, state.used)  # the clock was set back; this period's end could be a moment away
+    return Span(window.end, 0)
+
+
+def _roll(state: Window, number: int) -> Window:
+    """Bring a window to the sub-window ``number``."""
+    head, used, ring = state
+    ahead = number - head
+    if ahead < -SUB_WINDOWS:
+        # A sub-window ahead: the clock may stand later in this one than it stood in the one that it left.
+        turn = (ahead + 1) % _SLOTS
+        return Window(number + 1, used, ring[-turn:] + ring[:-turn])
+    if ahead <= 0:
+        return state
+    if ahead >= _SLOTS or not used:
+        return Window(number, 0, _EMPTY)
+    slots = list(ring)
+    for passed in range(head + 1, number + 1):
+        used -= slots[passed % _SLOTS]
+        slots[passed % _SLOTS] = 0
+    return Window(number, used, tuple(slots))
+
+
+def add(state: State, units: int) -> State:
+    """Return ``state``, up to now, with ``units`` charged."""
+    if isinstance(state, Span):
+        return Span(state.end, state.used + units)
+    head, used, ring = state
+    slot = head % _SLOTS
+    return Window(head, used + units, (*ring[:slot], ring[slot] + units, *ring[slot + 1 :]))
+
+
+def moment(state: State) -> int:
+    """Return what ``give_back`` must know of the moment at which ``state`` was charged: its sub-window or period."""
+    return state.end if isinstance(state, Span) else state.head
+
+
+def give_back(state: State, units: int, charged_at: int) -> State:
+    """Return ``state``, up to now, without ``units`` that were charged at that ``moment``, if they still count."""
+    if isinstance(state, Span):
+        return Span(state.end, max(0, state.used - units)) if state.end == charged_at else state
+    head, used, ring = state
+    if not head - SUB_WINDOWS <= charged_at <= head:
+        return state
+    slot = charged_at % _SLOTS
+    back = min(units, ring[slot])
+    return Window(head, used - back, (*ring[:slot], ring[slot] - back, *ring[slot + 1 :]))
+
+
+def fits_at(counter: Counter, state: State, units: int) -> int | None:
+    """Return when ``units``, which do not fit now, fit into ``state`` if nothing else is charged; None: never."""
+    limit = counter.limit
+    if limit.amount is None or units > limit.amount:
+        return None
+    if isinstance(state, Span):
+        return state.end if state.end != FOREVER else None
+    must_leave = state.used + units - limit.amount
+    for number in range(state.head - SUB_WINDOWS, state.head + 1):
+        must_leave -= state.ring[number % _SLOTS]
+        if must_leave <= 0:
+            return _leaves_at(limit, number)
+    return None
+
+
+def _leaves_at(limit: Limit, number: int) -> int:
+    """Return when the sub-window ``number`` no longer counts."""
+    assert isinstance(limit.per, Rolling)  # noqa: S101 - for the type checker: a Window is a rolling limit's
+    return -(-(number + _SLOTS) * limit.per.window // SUB_WINDOWS)
+
+
+def standing(counter: Counter, state: State) -> Standing:
+    """Tell where the limit stands, ``state`` being up to now."""
+    limit = counter.limit
+    if limit.amount is None:
+        return Standing(limit, 0, None)
+    remaining = max(0, limit.amount - state.used)
+    if not state.used:
+        return Standing(limit, remaining, None)
+    if isinstance(state, Span):
+        return Standing(limit, remaining, state.end if state.end != FOREVER else None)
+    newest = next(n for n in range(state.head, state.head - _SLOTS, -1) if state.ring[n % _SLOTS])
+    return Standing(limit, remaining, _leaves_at(limit, newest))
+
+
+def spend(counters: Sequence[Counter], states: Sequence[State | None], cost: int, now: int) -> Spent:
+    """Charge ``cost`` to all counters, or to none.
+
+    With cost 0 nothing is charged, and a limit with nothing left denies.
+    """
+    current = tuple(up_to_now(counter, state, now) for counter, state in zip(counters, states, strict=True))
+    wanted = cost or 1
+    full = [
+        (counter, state)
+        for counter, state in zip(counters, current, strict=True)
+        if counter.limit.amount is not None and state.used + wanted > counter.limit.amount
+    ]
+    if full:
+        first = min((counter.limit for counter, _ in full), key=reason_of)
+        times = [fits_at(counter, state, wanted) for counter, state in full]
+        retry = None if None in times else max(time for time in times if time is not None)
+        return Spent(first, retry, current)
+    if not cost:
+        return Spent(None, None, current)
+    charged = tuple(
+        state if counter.limit.amount is None else add(state, cost)
+        for counter, state in zip(counters, current, strict=True)
+    )
+    return Spent(None, None, charged)

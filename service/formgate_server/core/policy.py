@@ -1,0 +1,104 @@
+"""What one platform promises of its keys, as a value. ``formgate_server.policies`` reads it from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from formgate.rules.grants import Catalogue, Level
+from formgate.rules.reason import Reason
+from formgate_server.core.model import Environment, Limit
+
+_MICROSECONDS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an account has booked: limits, and the time zone of their calendar periods (an IANA name)."""
+
+    name: str
+    time_zone: str
+    limits: tuple[Limit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HttpDenial:
+    """An HTTP answer: status, header fields in order, body."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DenialTemplate:
+    """How a denial is worded over HTTP.
+
+    Fixed placeholders, in header values and the body: ``{reason}``, ``{message}``, ``{retry_after}`` (whole seconds,
+    rounded up). What is put into a body is escaped as inside a JSON string. A header whose placeholder has no value is
+    left out.
+    """
+
+    status: int
+    message: str
+    headers: tuple[tuple[str, str], ...]
+    body: str
+
+    def render(self, reason: Reason, retry_after: int | None) -> HttpDenial:
+        """Word the denial; ``retry_after`` in microseconds."""
+        seconds = "" if retry_after is None else str(-(-retry_after // _MICROSECONDS))
+        values = {"{reason}": reason.name, "{message}": self.message, "{retry_after}": seconds}
+        body = self.body
+        for placeholder, value in values.items():
+            body = body.replace(placeholder, json.dumps(value)[1:-1])
+        headers = []
+        for name, template in self.headers:
+            if "{retry_after}" in template and not seconds:
+                continue
+            headers.append((name, template.replace("{reason}", reason.name).replace("{retry_after}", seconds)))
+        return HttpDenial(self.status, tuple(headers), body.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One platform's promises."""
+
+    name: str
+    description: str
+    prefixes: Mapping[Environment, str]
+    """The secrets' prefix of each environment that it offers."""
+    plans: Mapping[str, Plan]
+    """By name; the first is a new account's."""
+    catalogue: Catalogue
+    levels: Mapping[Level, str]
+    """The levels that it offers, and what it calls them."""
+    methods: Mapping[str, Level]
+    """HTTP method to the level that it needs. Empty: the policy ignores methods."""
+    api_groups: frozenset[str] | None
+    """The API groups that a key can be limited to. None: any."""
+    denials: Mapping[Reason, DenialTemplate]
+    """One for every reason but OK."""
+
+    @property
+    def first_plan(self) -> Plan:
+        """A new account's plan."""
+        return next(iter(self.plans.values()))
+
+    def level_of(self, http_method: str) -> Level | None:
+        """Return the level that ``http_method`` needs; UNSPECIFIED: none; None: the method is unknown, to be denied."""
+        if not http_method or not self.methods:
+            return Level.UNSPECIFIED
+        return self.methods.get(http_method)
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """The policies that this server knows, by name, and its default."""
+
+    by_name: Mapping[str, Policy]
+    default: str
+
+    def with_prefix(self, prefix: str) -> Policy | None:
+        """Return the policy whose secrets begin with ``prefix``."""
+        return next((policy for policy in self.by_name.values() if prefix in policy.prefixes.values()), None)

@@ -1,0 +1,270 @@
+"""What the core needs of the world: each port states what an implementation MUST hold.
+
+Every method that reaches a store raises UnavailableError when the store does not answer, and leaves nothing half done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from formgate_server.core.limits import Counter, Standing, State
+from formgate_server.core.model import Account, AuditEvent, Key, Limit, ServiceToken, UsageOutcome, UsageRecord
+from formgate_server.core.verdict import KeyRecord
+
+
+class Clock(Protocol):
+    """The time of day."""
+
+    def now(self) -> int:
+        """Return the microseconds since the Unix epoch. It may jump, either way."""
+        ...
+
+
+class KeyStore(Protocol):
+    """Keys by secret, for checks."""
+
+    async def find(self, digests: Sequence[bytes], *, at_least: int = 0) -> KeyRecord | None:
+        """Return the key that has one of these secret digests; None: there is none, a deleted one included.
+
+        Key and epoch MUST come from one statement on the primary. What is returned MUST be of an epoch of ``at_least``
+        or read from the primary after the call began; of a lower epoch than ``at_least`` it may be only in the latter
+        case.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What to charge: ``cost`` to all ``counters`` or to none, if the account's epoch is still ``epoch``."""
+
+    account_id: str
+    epoch: int
+    key_id: str
+    counters: tuple[Counter, ...] = ()
+    cost: int = 0
+    request_id: str = ""
+
+
+class Charged(NamedTuple):
+    """Decided under the charge's epoch. ``denied`` None: admitted. ``retry_after`` in microseconds, None: never."""
+
+    denied: Limit | None
+    retry_after: int | None
+    standings: tuple[Standing, ...]
+    degraded: bool = False
+
+
+class EpochMoved(NamedTuple):
+    """Nothing was charged: the account's epoch is ``epoch`` by now, above the charge's."""
+
+    epoch: int
+
+
+class EpochMissing(NamedTuple):
+    """Nothing was charged: the epoch is not known here. A database read begun after this may ``seed`` it."""
+
+    incarnation: int
+
+
+class Limiter(Protocol):
+    """The counters, and beside them the epoch of every account, compared in the same atomic step (docs/adr/0001)."""
+
+    async def charge(self, charge: Charge) -> Charged | EpochMoved | EpochMissing:
+        """Compare the epoch and charge, in one atomic step as ``core.limits.spend`` says.
+
+        A present epoch below the charge's MUST be raised to it. With no counters only the epoch is compared. An
+        admission with a ``request_id`` and a cost above 0 MUST be remembered for 60 seconds for its key; repeated, also
+        concurrently, it is admitted without being charged again.
+        """
+        ...
+
+    async def publish(self, account_id: str, epoch: int) -> None:
+        """Raise the account's epoch: when this has returned no charge with a lower one goes through.
+
+        It MUST only rise. Where it is missing none is set: a new incarnation is left, so that a seed under way fails.
+        """
+        ...
+
+    async def seed(self, account_id: str, epoch: int, incarnation: int) -> None:
+        """Set the missing epoch, read from the database after ``charge`` told ``incarnation``; else do nothing."""
+        ...
+
+    async def adjust(self, counters: Sequence[Counter], units: int) -> None:
+        """Charge ``units`` to the counters beyond their amounts if need be."""
+        ...
+
+    async def refund(self, key_id: str, request_id: str) -> None:
+        """Give back what the admission with ``request_id`` was charged, once, while it is remembered."""
+        ...
+
+
+class Reserved(NamedTuple):
+    """A counter's mark in the database: as it stood when written, and how much may have been charged since."""
+
+    state: State
+    ahead: int
+
+
+class Reservations(Protocol):
+    """The counters' marks in the database: a lost counters' store is seeded from them (docs/adr/0005)."""
+
+    async def load(self, counter_ids: Collection[str]) -> Mapping[str, Reserved]:
+        """Return the marks that there are."""
+        ...
+
+    async def save(self, marks: Mapping[str, Reserved]) -> None:
+        """Write marks, each replacing its counter's; durable when this returns."""
+        ...
+
+
+class Transaction(Protocol):
+    """A change under way: all of it, the audit rows included, is committed together or not at all.
+
+    What is read here is locked until the transaction ends.
+    """
+
+    async def account(self, account_id: str) -> Account | None:
+        """Return the account."""
+        ...
+
+    async def insert_account(self, account: Account) -> None:
+        """Add an account. Raises AlreadyExistsError where the id is taken."""
+        ...
+
+    async def update_account(self, account: Account) -> None:
+        """Write the account, epoch and version as given."""
+        ...
+
+    async def key(self, key_id: str) -> Key | None:
+        """Return the key."""
+        ...
+
+    async def insert_key(self, key: Key, digest: bytes, pepper_id: str, request_id: str) -> None:
+        """Add a key with its secret's digest. Its ``request_id``, where given, is new: see ``key_of_request``."""
+        ...
+
+    async def key_of_request(self, account_id: str, request_id: str) -> str | None:
+        """Return the id of the key that this CreateKey request made."""
+        ...
+
+    async def update_key(self, key: Key) -> None:
+        """Write the key but for ``last_used_*``."""
+        ...
+
+    async def raise_epoch(self, account_id: str) -> int:
+        """Add one to the account's epoch and return it."""
+        ...
+
+    async def token(self, token_id: str) -> ServiceToken | None:
+        """Return the service token."""
+        ...
+
+    async def insert_token(self, token: ServiceToken, digest: bytes, pepper_id: str) -> None:
+        """Add a service token with its secret's digest."""
+        ...
+
+    async def token_of_digest(self, digests: Sequence[bytes]) -> ServiceToken | None:
+        """Return the service token that has one of these secret digests."""
+        ...
+
+    async def update_token(self, token: ServiceToken) -> None:
+        """Write the service token."""
+        ...
+
+    async def audit(self, event: AuditEvent) -> None:
+        """Add a row to the audit trail."""
+        ...
+
+
+class KeyFilter(NamedTuple):
+    """Which of an account's keys to list; 0 and empty: any."""
+
+    account_id: str
+    state: int = 0
+    environment: int = 0
+    created_by: str = ""
+
+
+class Scope(NamedTuple):
+    """What a caller sees; empty: everything."""
+
+    account_id: str = ""
+    policy: str = ""
+
+
+class Cursor(NamedTuple):
+    """Where a listing goes on: after the row that was created then and has that id."""
+
+    create_time: int
+    id: str
+
+
+class Registry(Protocol):
+    """The truth: accounts, keys, service tokens and the audit trail."""
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Begin a change; committed, durably, when the block ends, undone when it raises or is cancelled."""
+        ...
+
+    async def account(self, account_id: str) -> Account | None:
+        """Return the account."""
+        ...
+
+    async def accounts(self, scope: Scope, after: Cursor | None, most: int) -> list[Account]:
+        """Return accounts by (create_time, id)."""
+        ...
+
+    async def key(self, key_id: str) -> Key | None:
+        """Return the key."""
+        ...
+
+    async def keys(self, wanted: KeyFilter, after: Cursor | None, most: int) -> list[Key]:
+        """Return keys by (create_time, id)."""
+        ...
+
+    async def token_by_digest(self, digests: Sequence[bytes]) -> ServiceToken | None:
+        """Return the service token that has one of these secret digests."""
+        ...
+
+    async def tokens(self, scope: Scope, after: Cursor | None, most: int) -> list[ServiceToken]:
+        """Return the service tokens bound within ``scope``, by (create_time, id)."""
+        ...
+
+    async def note_used(self, last_used: Mapping[str, tuple[int, str]]) -> None:
+        """Write when and whence keys (by id) were last used; an earlier time never replaces a later one."""
+        ...
+
+
+class UsageEntry(NamedTuple):
+    """A record to be kept: whose it is, when it counts, and the digest of its content as sent."""
+
+    account_id: str
+    occur_time: int
+    content: bytes
+    record: UsageRecord
+
+
+class KeyOwner(NamedTuple):
+    """Whose a key is; of deleted keys too."""
+
+    account_id: str
+    policy: str
+
+
+class UsageLedger(Protocol):
+    """What was consumed."""
+
+    async def owners(self, key_ids: Collection[str]) -> Mapping[str, KeyOwner]:
+        """Return whose these keys are; unknown ones are left out."""
+        ...
+
+    async def record(self, entries: Sequence[UsageEntry]) -> list[UsageOutcome]:
+        """Keep records and add them to the sums of the hour in which they happened, in one transaction.
+
+        Returns for each, in order: ACCEPTED; DUPLICATE where its (account_id, record_id) is there with the same
+        content, CONFLICT with another, a record earlier in ``entries`` included. Durable when this returns.
+        """
+        ...

@@ -1,0 +1,81 @@
+"""The verdict: a value, whether it allows or denies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from formgate.rules.reason import Reason
+from formgate.rules.standing import Standing
+from formgate_server.core.limits import Counter
+from formgate_server.core.limits import Standing as LimitStanding
+from formgate_server.core.model import Key
+from formgate_server.core.policy import HttpDenial, Policy
+
+__all__ = ["CheckQuery", "KeyRecord", "Reason", "Step", "StepOutcome", "Verdict"]
+
+
+class StepOutcome(IntEnum):
+    """How a step of a check ended. Numbered as in ``formgate.v1``."""
+
+    PASSED = 1
+    DENIED = 2
+    SKIPPED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a check and how it ended."""
+
+    name: str
+    outcome: StepOutcome
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """All that a check needs to know of a key and its account, read by one statement and compiled once."""
+
+    key: Key
+    policy: Policy
+    standing: Standing
+    counters: tuple[Counter, ...]
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckQuery:
+    """What a caller asks: exactly one of ``key`` and ``authorization`` is set. ``environment`` 0: any."""
+
+    key: str | None = field(default=None, repr=False)
+    authorization: str | None = field(default=None, repr=False)
+    permissions: tuple[str, ...] = ()
+    resources: tuple[str, ...] = ()
+    api_group: str = ""
+    environment: int = 0
+    http_method: str = ""
+    source_ip: str = ""
+    cost: int = 1
+    request_id: str = ""
+    policy: str = ""
+    explain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer. ``retry_after`` in microseconds; ``record`` None: no key is known; ``http_denial`` None: allowed."""
+
+    reason: Reason
+    message: str
+    http_status: int
+    record: KeyRecord | None = None
+    retry_after: int | None = None
+    limits: tuple[LimitStanding, ...] = ()
+    http_denial: HttpDenial | None = None
+    degraded: bool = False
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def allowed(self) -> bool:
+        """Only OK is a yes."""
+        return self.reason is Reason.OK

@@ -1,0 +1,1 @@
+"""The bundled policies, and the reader of policy files."""

@@ -1,0 +1,1 @@
+"""The contract's services over the core, whatever wire carries them."""

@@ -1,0 +1,63 @@
+"""AccountService: accounts, and the callers' tokens."""
+
+from __future__ import annotations
+
+from formgate.v1 import accounts_pb2 as pb
+from formgate_server.core.manage_accounts import ManageAccounts
+from formgate_server.core.manage_tokens import ManageTokens
+from formgate_server.core.model import Caller
+from formgate_server.rpc import convert
+
+
+class AccountServicer:
+    """Accounts and service tokens."""
+
+    def __init__(self, accounts: ManageAccounts, tokens: ManageTokens) -> None:
+        self._accounts = accounts
+        self._tokens = tokens
+
+    async def create_account(self, request: pb.CreateAccountRequest, caller: Caller) -> pb.CreateAccountResponse:
+        """Make an account."""
+        account = await self._accounts.create(caller, convert.new_account(request))
+        return pb.CreateAccountResponse(account=convert.account(account))
+
+    async def get_account(self, request: pb.GetAccountRequest, caller: Caller) -> pb.GetAccountResponse:
+        """Read an account."""
+        account = await self._accounts.get(caller, request.account_id)
+        return pb.GetAccountResponse(account=convert.account(account))
+
+    async def list_accounts(self, request: pb.ListAccountsRequest, caller: Caller) -> pb.ListAccountsResponse:
+        """List accounts."""
+        page = await self._accounts.list(caller, request.page_size, request.page_token)
+        return pb.ListAccountsResponse(accounts=map(convert.account, page.rows), next_page_token=page.next_token)
+
+    async def update_account(self, request: pb.UpdateAccountRequest, caller: Caller) -> pb.UpdateAccountResponse:
+        """Change an account."""
+        account, paths = request.account, list(request.update_mask.paths)
+        values = convert.account_values(account, paths)
+        done = await self._accounts.update(caller, account.account_id, account.etag, paths, values)
+        return pb.UpdateAccountResponse(
+            account=convert.account(done.result), effective_time=convert.timestamp(done.effective_time)
+        )
+
+    async def create_service_token(
+        self, request: pb.CreateServiceTokenRequest, caller: Caller
+    ) -> pb.CreateServiceTokenResponse:
+        """Make a service token."""
+        token, secret = await self._tokens.create(caller, convert.new_token(request))
+        return pb.CreateServiceTokenResponse(service_token=convert.service_token(token), secret=secret)
+
+    async def list_service_tokens(
+        self, request: pb.ListServiceTokensRequest, caller: Caller
+    ) -> pb.ListServiceTokensResponse:
+        """List service tokens."""
+        page = await self._tokens.list(caller, request.page_size, request.page_token)
+        tokens = map(convert.service_token, page.rows)
+        return pb.ListServiceTokensResponse(service_tokens=tokens, next_page_token=page.next_token)
+
+    async def revoke_service_token(
+        self, request: pb.RevokeServiceTokenRequest, caller: Caller
+    ) -> pb.RevokeServiceTokenResponse:
+        """End a service token."""
+        token = await self._tokens.revoke(caller, request.token_id)
+        return pb.RevokeServiceTokenResponse(service_token=convert.service_token(token))

@@ -1,0 +1,55 @@
+"""AuthorizationService: called for every request."""
+
+from __future__ import annotations
+
+from google.rpc import status_pb2
+
+from formgate.v1 import authorization_pb2 as pb
+from formgate_server.core.check_key import CheckKey
+from formgate_server.core.errors import FormgateError, InvalidArgumentError
+from formgate_server.core.model import Caller
+from formgate_server.core.record_usage import MOST_RECORDS, RecordUsage
+from formgate_server.rpc import convert
+from formgate_server.rpc.errors import to_status
+
+MOST_CHECKS = 1_000
+
+
+class AuthorizationServicer:
+    """Verdicts and usage."""
+
+    def __init__(self, check_key: CheckKey, record_usage: RecordUsage) -> None:
+        self._check_key = check_key
+        self._record_usage = record_usage
+
+    async def check_key(self, request: pb.CheckKeyRequest, caller: Caller) -> pb.CheckKeyResponse:
+        """One verdict."""
+        return convert.check_response(await self._check_key(convert.check_query(request), caller))
+
+    async def batch_check_keys(self, request: pb.BatchCheckKeysRequest, caller: Caller) -> pb.BatchCheckKeysResponse:
+        """Many verdicts, in order; one that can not be reached is its own error."""
+        _count(len(request.requests), MOST_CHECKS, "requests")
+        return pb.BatchCheckKeysResponse(results=[await self._result(one, caller) for one in request.requests])
+
+    async def _result(self, request: pb.CheckKeyRequest, caller: Caller) -> pb.BatchCheckKeysResult:
+        try:
+            return pb.BatchCheckKeysResult(response=await self.check_key(request, caller))
+        except FormgateError as error:
+            status: status_pb2.Status = to_status(error)
+            return pb.BatchCheckKeysResult(error=status)
+
+    async def record_usage(self, request: pb.RecordUsageRequest, caller: Caller) -> pb.RecordUsageResponse:
+        """Record consumption; each record has a result of its own."""
+        _count(len(request.records), MOST_RECORDS, "records")
+        results = await self._record_usage(caller, [convert.usage_record(record) for record in request.records])
+        return pb.RecordUsageResponse(
+            results=[
+                pb.UsageResult(record_id=id_, outcome=convert.number(outcome), message=why)
+                for id_, outcome, why in results
+            ]
+        )
+
+
+def _count(number: int, most: int, field: str) -> None:
+    if not 1 <= number <= most:
+        raise InvalidArgumentError(field, f"has {number} entries; 1 to {most} are allowed")

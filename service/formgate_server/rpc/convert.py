@@ -1,0 +1,385 @@
+"""Between the wire's messages and the core's values.
+
+Total both ways: whatever can be sent is a value, or an InvalidArgumentError naming its field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import IntEnum
+from typing import Any, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from formgate.rules.grants import Grant, Level
+from formgate.v1 import accounts_pb2, authorization_pb2, keys_pb2, resources_pb2
+from formgate_server.core import fields, model
+from formgate_server.core.create_key import NewKey
+from formgate_server.core.errors import InvalidArgumentError
+from formgate_server.core.limits import Standing
+from formgate_server.core.lookup import etag
+from formgate_server.core.manage_accounts import NewAccount
+from formgate_server.core.manage_tokens import NewToken
+from formgate_server.core.ports import KeyFilter
+from formgate_server.core.verdict import CheckQuery, KeyRecord, Verdict
+
+E = TypeVar("E", bound=IntEnum)
+
+_SECOND = 1_000_000
+_FIRST_SECOND = -62_135_596_800  # 0001-01-01T00:00:00Z, the first that a Timestamp can say
+_LAST_SECOND = 253_402_300_799
+_LONGEST_SECONDS = 315_576_000_000  # 10,000 years, the longest that a Duration can say
+_NANOS = 1_000_000_000
+
+
+# From the wire.
+
+
+def enum(kind: type[E], value: int, field: str) -> E | None:
+    """Read an enum; None: not said."""
+    if not value:
+        return None
+    try:
+        return kind(value)
+    except ValueError:
+        raise InvalidArgumentError(field, "is no value of its enum") from None
+
+
+def instant(message: Message, name: str, prefix: str = "") -> int | None:
+    """Read the Timestamp ``name`` of ``message`` in microseconds, rounded down; None: not given."""
+    if not message.HasField(name):
+        return None
+    value: Timestamp = getattr(message, name)
+    if not (_FIRST_SECOND <= value.seconds <= _LAST_SECOND and 0 <= value.nanos < _NANOS):
+        raise InvalidArgumentError(prefix + name, "is not a valid Timestamp (years 1 to 9999, nanos 0 to 999,999,999)")
+    return value.seconds * _SECOND + value.nanos // 1_000
+
+
+def duration(message: Message, name: str, prefix: str = "") -> int | None:
+    """Read the Duration ``name`` of ``message`` in microseconds, rounded down; None: not given."""
+    if not message.HasField(name):
+        return None
+    value: Duration = getattr(message, name)
+    seconds, nanos = value.seconds, value.nanos
+    if abs(seconds) > _LONGEST_SECONDS or abs(nanos) >= _NANOS or seconds * nanos < 0:
+        raise InvalidArgumentError(prefix + name, "is not a valid Duration (at most 10,000 years, one sign)")
+    return (seconds * _NANOS + nanos) // 1_000
+
+
+def grants(messages: Iterable[resources_pb2.Grant], field: str = "grants") -> tuple[Grant, ...]:
+    """Read grants."""
+    return tuple(
+        Grant(
+            message.resource,
+            tuple(message.permissions),
+            enum(Level, message.level, f"{field}[{index}].level") or Level.UNSPECIFIED,
+        )
+        for index, message in enumerate(messages)
+    )
+
+
+def limits(
+    messages: Iterable[resources_pb2.Limit], usual: model.Holder, field: str = "limits"
+) -> tuple[model.Limit, ...]:
+    """Read limits; who holds one is ``usual`` where it is not said."""
+    return tuple(_limit(message, usual, f"{field}[{index}]") for index, message in enumerate(messages))
+
+
+def _limit(message: resources_pb2.Limit, usual: model.Holder, field: str) -> model.Limit:
+    holder = enum(model.Holder, message.holder, f"{field}.holder") or usual
+    if usual is model.Holder.KEY and holder is model.Holder.ACCOUNT:
+        raise InvalidArgumentError(f"{field}.holder", "a key's limit is the key's; give the account its limit")
+    amount = message.amount if message.HasField("amount") else None
+    return model.Limit(message.name, holder, amount, _per(message, field))
+
+
+def _per(message: resources_pb2.Limit, field: str) -> model.Rolling | model.Calendar | model.Lifetime:
+    match message.WhichOneof("per"):
+        case "window":
+            nanos = message.window.nanos
+            window = duration(message, "window", f"{field}.") or 0
+            if nanos % 1_000:
+                raise InvalidArgumentError(f"{field}.window", "must be whole microseconds")
+            return model.Rolling(window)
+        case "calendar":
+            period = enum(model.Period, message.calendar, f"{field}.calendar")
+            if period is None:
+                raise InvalidArgumentError(f"{field}.calendar", "is required")
+            return model.Calendar(period)
+        case "lifetime":
+            if not message.lifetime:
+                raise InvalidArgumentError(f"{field}.lifetime", "must be true, or not be given")
+            return model.Lifetime()
+        case _:
+            raise InvalidArgumentError(field, "needs one of window, calendar and lifetime")
+
+
+def key_values(message: resources_pb2.Key, paths: Iterable[str]) -> dict[str, Any]:
+    """Read the fields of a key that ``paths`` name; others are left out."""
+    readers: dict[str, Callable[[], object]] = {
+        "display_name": lambda: message.display_name,
+        "grants": lambda: grants(message.grants, "key.grants"),
+        "api_groups": lambda: tuple(message.api_groups),
+        "ip_rules": lambda: tuple(message.ip_rules),
+        "limits": lambda: limits(message.limits, model.Holder.KEY, "key.limits"),
+        "expire_time": lambda: instant(message, "expire_time", "key."),
+        "metadata": lambda: dict(message.metadata),
+    }
+    return {path: readers[path]() for path in paths if path in readers}
+
+
+def account_values(message: resources_pb2.Account, paths: Iterable[str]) -> dict[str, Any]:
+    """Read the fields of an account that ``paths`` name; others are left out."""
+    readers: dict[str, Callable[[], object]] = {
+        "plan": lambda: message.plan,
+        "state": lambda: enum(model.AccountState, message.state, "account.state"),
+        "display_name": lambda: message.display_name,
+        "time_zone": lambda: message.time_zone,
+        "limits": lambda: limits(message.limits, model.Holder.ACCOUNT, "account.limits"),
+    }
+    return {path: readers[path]() for path in paths if path in readers}
+
+
+def check_query(message: authorization_pb2.CheckKeyRequest) -> CheckQuery:
+    """Read what a check asks."""
+    credential = message.WhichOneof("credential")
+    if credential is None:
+        raise InvalidArgumentError("credential", "needs one of key and authorization")
+    if message.tags:
+        fields.tags(message.tags)
+    return CheckQuery(
+        key=message.key if credential == "key" else None,
+        authorization=message.authorization if credential == "authorization" else None,
+        permissions=fields.asked_permissions(message.permissions) if message.permissions else (),
+        resources=fields.resources(message.resources) if message.resources else (),
+        api_group=fields.identifier(message.api_group, "api_group"),
+        environment=enum(model.Environment, message.environment, "environment") or 0,
+        http_method=fields.text(message.http_method, "http_method", 64),
+        source_ip=fields.source_ip(message.source_ip),
+        cost=fields.number(message.cost, "cost") if message.HasField("cost") else 1,
+        request_id=fields.identifier(message.request_id, "request_id"),
+        policy=fields.identifier(message.policy, "policy"),
+        explain=message.explain,
+    )
+
+
+def usage_record(message: authorization_pb2.UsageRecord) -> model.UsageRecord | InvalidArgumentError:
+    """Read a usage record, or say why it can not be read; the core rejects it then and goes on with the others."""
+    try:
+        latency = duration(message, "latency")
+        occur_time = instant(message, "occur_time")
+    except InvalidArgumentError as error:
+        error.metadata["record_id"] = message.record_id
+        return error
+    return model.UsageRecord(
+        record_id=message.record_id,
+        key_id=message.key_id,
+        units=message.units,
+        operation=message.operation,
+        resource=message.resource,
+        status_code=message.status_code,
+        latency=latency,
+        occur_time=occur_time,
+        tags=dict(message.tags),
+        charge_units=message.charge_units if message.HasField("charge_units") else None,
+        refund_request_id=message.refund_request_id,
+    )
+
+
+def new_key(message: keys_pb2.CreateKeyRequest) -> NewKey:
+    """Read a key to make."""
+    return NewKey(
+        account_id=message.account_id,
+        display_name=message.display_name,
+        environment=enum(model.Environment, message.environment, "environment"),
+        created_by=message.created_by,
+        grants=grants(message.grants),
+        api_groups=tuple(message.api_groups),
+        ip_rules=tuple(message.ip_rules),
+        limits=limits(message.limits, model.Holder.KEY),
+        expire_time=instant(message, "expire_time"),
+        ttl=duration(message, "ttl"),
+        metadata=dict(message.metadata),
+        request_id=message.request_id,
+    )
+
+
+def new_account(message: accounts_pb2.CreateAccountRequest) -> NewAccount:
+    """Read an account to make."""
+    return NewAccount(
+        account_id=message.account_id,
+        display_name=message.display_name,
+        policy=message.policy,
+        plan=message.plan,
+        time_zone=message.time_zone,
+        limits=limits(message.limits, model.Holder.ACCOUNT),
+    )
+
+
+def new_token(message: accounts_pb2.CreateServiceTokenRequest) -> NewToken:
+    """Read a service token to make."""
+    return NewToken(
+        display_name=message.display_name,
+        role=enum(model.ServiceRole, message.role, "role"),
+        account_id=message.account_id,
+        policy=message.policy,
+        ttl=duration(message, "ttl"),
+    )
+
+
+def key_filter(message: keys_pb2.ListKeysRequest) -> KeyFilter:
+    """Read which keys to list."""
+    return KeyFilter(
+        account_id=message.account_id,
+        state=enum(model.KeyState, message.state, "state") or 0,
+        environment=enum(model.Environment, message.environment, "environment") or 0,
+        created_by=message.created_by,
+    )
+
+
+# To the wire.
+
+
+def number(value: IntEnum) -> Any:  # noqa: ANN401 - the stubs have a type for each enum's numbers
+    """Write an enum's value."""
+    return value.value
+
+
+def timestamp(at: int | None) -> Timestamp | None:
+    """Write an instant."""
+    if at is None:
+        return None
+    seconds, micros = divmod(at, _SECOND)
+    return Timestamp(seconds=seconds, nanos=micros * 1_000)
+
+
+def to_duration(micros: int | None) -> Duration | None:
+    """Write a duration, 0 or longer."""
+    if micros is None:
+        return None
+    seconds, rest = divmod(micros, _SECOND)
+    return Duration(seconds=seconds, nanos=rest * 1_000)
+
+
+def limit(value: model.Limit) -> resources_pb2.Limit:
+    """Write a limit."""
+    message = resources_pb2.Limit(name=value.name, holder=number(value.holder), amount=value.amount)
+    match value.per:
+        case model.Rolling(window):
+            message.window.CopyFrom(to_duration(window) or Duration())
+        case model.Calendar(period):
+            message.calendar = number(period)
+        case model.Lifetime():
+            message.lifetime = True
+    return message
+
+
+def account(value: model.Account) -> resources_pb2.Account:
+    """Write an account."""
+    return resources_pb2.Account(
+        account_id=value.account_id,
+        display_name=value.display_name,
+        policy=value.policy,
+        plan=value.plan,
+        state=number(value.state),
+        time_zone=value.time_zone,
+        limits=map(limit, value.limits),
+        epoch=value.epoch,
+        etag=etag(value.version),
+        create_time=timestamp(value.create_time),
+    )
+
+
+def key(value: model.Key) -> resources_pb2.Key:
+    """Write a key."""
+    return resources_pb2.Key(
+        key_id=value.key_id,
+        account_id=value.account_id,
+        display_name=value.display_name,
+        environment=number(value.environment),
+        state=number(value.state),
+        hint=value.hint,
+        created_by=value.created_by,
+        create_time=timestamp(value.create_time),
+        expire_time=timestamp(value.expire_time),
+        revoke_time=timestamp(value.revoke_time),
+        last_used_time=timestamp(value.last_used_time),
+        last_used_ip=value.last_used_ip,
+        grants=[
+            resources_pb2.Grant(resource=grant.resource, permissions=grant.permissions, level=number(grant.level))
+            for grant in value.grants
+        ],
+        api_groups=value.api_groups,
+        ip_rules=value.ip_rules,
+        limits=map(limit, value.limits),
+        metadata=value.metadata,
+        etag=etag(value.version),
+    )
+
+
+def service_token(value: model.ServiceToken) -> resources_pb2.ServiceToken:
+    """Write a service token."""
+    return resources_pb2.ServiceToken(
+        token_id=value.token_id,
+        display_name=value.display_name,
+        role=number(value.role),
+        account_id=value.account_id,
+        policy=value.policy,
+        create_time=timestamp(value.create_time),
+        expire_time=timestamp(value.expire_time),
+        revoke_time=timestamp(value.revoke_time),
+    )
+
+
+def limit_status(value: Standing) -> resources_pb2.LimitStatus:
+    """Write where a limit stands."""
+    limit_ = value.limit
+    return resources_pb2.LimitStatus(
+        name=limit_.name,
+        holder=number(limit_.holder),
+        amount=limit_.amount,
+        remaining=value.remaining,
+        reset_time=timestamp(value.reset_time),
+        unlimited=limit_.amount is None,
+    )
+
+
+def checked_key(record: KeyRecord) -> authorization_pb2.CheckedKey:
+    """Write what a check tells of its key."""
+    value = record.key
+    return authorization_pb2.CheckedKey(
+        key_id=value.key_id,
+        account_id=value.account_id,
+        display_name=value.display_name,
+        environment=number(value.environment),
+        created_by=value.created_by,
+        metadata=value.metadata,
+        expire_time=timestamp(value.expire_time),
+    )
+
+
+def check_response(verdict: Verdict) -> authorization_pb2.CheckKeyResponse:
+    """Write a verdict."""
+    record = verdict.record
+    response = authorization_pb2.CheckKeyResponse(
+        allowed=verdict.allowed,
+        reason=number(verdict.reason),
+        message=verdict.message,
+        http_status=verdict.http_status,
+        retry_after=to_duration(verdict.retry_after),
+        key=None if record is None else checked_key(record),
+        limits=map(limit_status, verdict.limits),
+        degraded=verdict.degraded,
+        epoch=0 if record is None else record.epoch,
+    )
+    if verdict.http_denial is not None:
+        denial = verdict.http_denial
+        response.http_denial.status = denial.status
+        response.http_denial.body = denial.body
+        for name, value in denial.headers:
+            response.http_denial.headers.add(name=name, value=value)
+    for step in verdict.steps:
+        response.explanation.add(step=step.name, outcome=number(step.outcome), detail=step.detail)
+    return response

@@ -1,0 +1,116 @@
+"""What every call goes through, in this order; each step can end it.
+
+1. authenticate: whose token is it? First, so that a stranger costs no parsing and learns nothing.
+2. authorise: may that role call this method?
+3. decode: the bytes, and who acts, as the metadata says.
+4. handle: the servicer's method.
+5. encode.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import structlog
+from google.protobuf.message import DecodeError, Message
+from google.rpc import status_pb2
+
+from formgate_server.core import fields
+from formgate_server.core.authenticate import Authenticate
+from formgate_server.core.errors import FormgateError, InvalidArgumentError, PermissionDeniedError
+from formgate_server.core.model import Caller, ServiceRole
+from formgate_server.rpc.errors import internal, to_status
+from formgate_server.rpc.methods import Method
+
+_log = structlog.get_logger("formgate.rpc")
+_LONGEST_ACTOR = 128
+
+
+class Call(NamedTuple):
+    """A call, whatever wire it came by: its metadata, names in lower case."""
+
+    metadata: Sequence[tuple[str, str | bytes]]
+
+    def get(self, name: str) -> str:
+        """Return the metadata's value of that name; empty: there is none, or it is no text."""
+        for key, value in self.metadata:
+            if key == name:
+                return value if isinstance(value, str) else ""
+        return ""
+
+
+class RpcError(Exception):
+    """How a call that can not be answered ends."""
+
+    def __init__(self, status: status_pb2.Status) -> None:
+        super().__init__(status.message)
+        self.status = status
+
+
+class Dispatch:
+    """Answers calls."""
+
+    def __init__(self, authenticate: Authenticate) -> None:
+        self._authenticate = authenticate
+
+    async def caller(self, call: Call, roles: frozenset[ServiceRole]) -> Caller:
+        """Return who calls. Raises UnauthenticatedError or PermissionDeniedError."""
+        caller = await self._authenticate(call.get("authorization"))
+        if caller.role not in roles:
+            needed = " or ".join(sorted(role.name.lower() for role in roles))
+            message = f"this needs a token of role {needed}; this one's is {caller.role.name.lower()}"
+            raise PermissionDeniedError(message)
+        return caller
+
+    async def __call__(self, method: Method, call: Call, payload: bytes) -> bytes:
+        """Answer a call. Raises RpcError."""
+        began = time.perf_counter()
+        caller: Caller | None = None
+        try:
+            caller = await self.caller(call, method.roles)
+            request = _decoded(method, payload)
+            if len(call.metadata) > 1:
+                caller = _acting(caller, call)
+            response = await method.handle(request, caller)
+            answer = response.SerializeToString()
+        except FormgateError as error:
+            _tell(method, caller, began, error.reason)
+            raise RpcError(to_status(error)) from None
+        except Exception as error:
+            _log.exception("a call failed for a fault of ours", method=method.path)
+            raise RpcError(internal()) from error
+        if ServiceRole.CHECKER not in method.roles:  # checks and usage are too many to tell each
+            _tell(method, caller, began, "OK")
+        return answer
+
+
+def _decoded(method: Method, payload: bytes) -> Message:
+    try:
+        return method.request.FromString(payload)
+    except DecodeError:
+        name = method.request.DESCRIPTOR.full_name
+        raise InvalidArgumentError("request", f"is no valid {name}: broken, or a string is not UTF-8") from None
+
+
+def _acting(caller: Caller, call: Call) -> Caller:
+    """Return the caller with the member for whom it acts, as it says."""
+    actor, actor_ip = call.get("formgate-actor"), call.get("formgate-actor-ip")
+    if not actor and not actor_ip:
+        return caller
+    fields.text(actor, "formgate-actor", _LONGEST_ACTOR)
+    return replace(caller, actor=actor, actor_ip=fields.source_ip(actor_ip, "formgate-actor-ip"))
+
+
+def _tell(method: Method, caller: Caller | None, began: float, outcome: str) -> None:
+    """Write the call's line of the log."""
+    _log.info(
+        "call",
+        method=method.path,
+        outcome=outcome,
+        token_id="" if caller is None else caller.token_id,
+        actor="" if caller is None else caller.actor,
+        milliseconds=round((time.perf_counter() - began) * 1_000, 3),
+    )

@@ -1,0 +1,69 @@
+"""The settings: the only reader of the environment. Each is also an option of ``formgate serve``."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _address(value: str) -> str:
+    host, colon, port = value.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:  # noqa: PLR2004 - TCP
+        message = "must be HOST:PORT, such as 127.0.0.1:50051 (port 0: any free one)"
+        raise ValueError(message)
+    return value
+
+
+def _blank_is_none(value: object) -> object:
+    return None if value == "" else value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_blank_is_none)]
+
+
+class Settings(BaseSettings):
+    """How this server runs; ``FORMGATE_`` and the name in capitals in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="FORMGATE_", frozen=True, extra="forbid", env_ignore_empty=True)
+
+    data: Path = Field(default=Path("formgate-data"), description="The folder of the embedded default.")
+    listen: Address = Field(default="127.0.0.1:50051", description="Where gRPC is served, HOST:PORT.")
+    http: Address = Field(default="127.0.0.1:9090", description="Where livez, readyz and metrics are, HOST:PORT.")
+    insecure: bool = Field(default=False, description="Serve without TLS beyond loopback too.")
+    policy_dir: OptionalPath = Field(default=None, description="A folder with policies of your own, *.toml.")
+    pepper_file: OptionalPath = Field(default=None, description="Peppers, one a line, newest first, 64 hex digits.")
+    bootstrap_token_file: OptionalPath = Field(default=None, description="A first manager's token, one line.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="What is logged.")
+    log_format: Literal["console", "json"] | None = Field(
+        default=None, description="How: console on a terminal, else json."
+    )
+    key_cache_size: Annotated[int, Field(ge=1_000)] = Field(
+        default=200_000, description="How many keys are kept in memory, 2 KB each at the most."
+    )
+    drain_seconds: Annotated[float, Field(ge=0, le=600)] = Field(
+        default=10.0, description="How long calls under way may take to end on SIGTERM."
+    )
+
+    @model_validator(mode="after")
+    def _loopback_only(self) -> Settings:
+        for name in ("listen", "http"):
+            if not self.insecure and not is_loopback(getattr(self, name)):
+                message = f"{name} is beyond loopback, where secrets would travel in clear: say --insecure to allow it"
+                raise ValueError(message)
+        return self
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether HOST:PORT can be reached from this machine only."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,311 @@
+"""The counters and epochs of one process, in memory: the embedded default's limiter, and the oracle of the others.
+
+Each charge is one step of the event loop, and so atomic. A counter that must outlive this process runs only up to a
+mark that the database already holds (docs/adr/0005). The mark is raised in the background before it is reached; a
+charge waits only where it has been reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from formgate_server.core.limits import (
+    Counter,
+    Span,
+    State,
+    add,
+    block,
+    give_back,
+    moment,
+    outlives_its_store,
+    spend,
+    standing,
+    up_to_now,
+)
+from formgate_server.core.ports import Charge, Charged, Clock, EpochMissing, EpochMoved, Reservations, Reserved
+
+REMEMBERED = 60 * 1_000_000
+"""How long an admission's request_id is remembered, in microseconds."""
+
+_MARKS_A_WRITE = 5_000
+
+
+class _Cell:
+    """A counter: its state, and how far the database knows of it."""
+
+    __slots__ = ("ahead", "counter", "marked", "spent", "state")
+
+    def __init__(self, counter: Counter, state: State | None) -> None:
+        self.counter = counter
+        self.state = state
+        self.spent = 0  # units charged since this process began
+        self.ahead = 0  # units that may be charged before the mark is reached; negative: the database was away
+        self.marked = 0  # the calendar period that the mark is of, by its end
+
+    def headroom(self, state: State) -> int:
+        """Return how many units may be charged to ``state``, the cell's own up to now, under its mark."""
+        return self.ahead if self.marked == _period(state) else 0
+
+
+def _period(state: State) -> int:
+    """Return what tells a counter's period from the next: marks of a rolling window go on for ever."""
+    return state.end if isinstance(state, Span) else 0
+
+
+class _Admission(NamedTuple):
+    """A remembered admission: when, what it cost, and which counters it charged at which of their moments."""
+
+    time: int
+    cost: int
+    charged: tuple[tuple[_Cell, int], ...]
+
+
+class MemoryLimiter:
+    """The Limiter port in one process."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        reservations: Reservations,
+        *,
+        on_degraded: Callable[[bool], None] = lambda _: None,
+        retry_seconds: float = 1.0,
+    ) -> None:
+        """Count by ``clock``.
+
+        ``on_degraded`` is told when the database stops, and begins again, to take marks; it is tried every
+        ``retry_seconds``.
+        """
+        self._clock = clock
+        self._reservations = reservations
+        self._on_degraded = on_degraded
+        self._retry_seconds = retry_seconds
+        self._degraded = False
+        self._epochs: dict[str, int] = {}
+        self._incarnations: dict[str, int] = {}
+        self._last_incarnation = 0
+        self._cells: dict[str, _Cell] = {}
+        self._admissions: dict[tuple[str, str], _Admission] = {}
+        self._admitted: deque[tuple[int, tuple[str, str]]] = deque()
+        self._wanted: dict[_Cell, int] = {}  # the marks to raise, each by how many units at least
+        self._written = asyncio.Event()  # set when the write that takes what is wanted now has ended
+        self._writer: asyncio.Task[None] | None = None
+
+    async def charge(self, charge: Charge) -> Charged | EpochMoved | EpochMissing:
+        """See ``Limiter.charge``."""
+        while True:
+            moved = self._compare(charge)
+            if moved is not None:
+                return moved
+            if not charge.counters:
+                return Charged(None, None, (), self._degraded)
+            cells = [self._cells.get(counter.id) for counter in charge.counters]
+            if None in cells:
+                await self._load(charge.counters)
+                continue
+            charged = self._spend(charge, [cell for cell in cells if cell is not None])
+            if charged is not None:
+                return charged
+            await self._written.wait()
+
+    def _compare(self, charge: Charge) -> EpochMoved | EpochMissing | None:
+        account_id = charge.account_id
+        epoch = self._epochs.get(account_id)
+        if epoch is None:
+            return EpochMissing(self._incarnations.get(account_id) or self._new_incarnation(account_id))
+        if epoch > charge.epoch:
+            return EpochMoved(epoch)
+        if epoch < charge.epoch:
+            self._epochs[account_id] = charge.epoch
+        return None
+
+    def _new_incarnation(self, account_id: str) -> int:
+        self._last_incarnation += 1
+        self._incarnations[account_id] = self._last_incarnation
+        return self._last_incarnation
+
+    async def publish(self, account_id: str, epoch: int) -> None:
+        """See ``Limiter.publish``."""
+        known = self._epochs.get(account_id)
+        if known is None:
+            self._new_incarnation(account_id)
+        else:
+            self._epochs[account_id] = max(known, epoch)
+
+    async def seed(self, account_id: str, epoch: int, incarnation: int) -> None:
+        """See ``Limiter.seed``."""
+        if account_id not in self._epochs and self._incarnations.get(account_id) == incarnation:
+            self._epochs[account_id] = epoch
+            del self._incarnations[account_id]
+
+    def _spend(self, charge: Charge, cells: Sequence[_Cell]) -> Charged | None:
+        """Charge, or see to it that a mark is raised and return None."""
+        now = self._clock.now()
+        request = (charge.key_id, charge.request_id) if charge.request_id else None
+        if request is not None and request in self._admissions:
+            admission = self._admissions[request]
+            if now < admission.time + REMEMBERED:
+                return self._told(charge.counters, cells, now)
+        spent = spend(charge.counters, [cell.state for cell in cells], charge.cost, now)
+        if (
+            spent.denied is None
+            and charge.cost
+            and not self._covered(charge.counters, cells, spent.states, charge.cost)
+        ):
+            return None
+        for counter, cell, state in zip(charge.counters, cells, spent.states, strict=True):
+            cell.counter, cell.state = counter, state
+        if spent.denied is None and charge.cost:
+            self._note(cells, charge.cost)
+            if request is not None:
+                self._remember(request, charge.cost, cells, now)
+        standings = tuple(map(standing, charge.counters, spent.states))
+        retry = None if spent.retry_time is None else spent.retry_time - now
+        return Charged(spent.denied, retry, standings, self._degraded)
+
+    def _told(self, counters: Sequence[Counter], cells: Sequence[_Cell], now: int) -> Charged:
+        """Tell where the counters stand."""
+        states = [up_to_now(counter, cell.state, now) for counter, cell in zip(counters, cells, strict=True)]
+        return Charged(None, None, tuple(map(standing, counters, states)), self._degraded)
+
+    def _remember(self, request: tuple[str, str], cost: int, cells: Sequence[_Cell], now: int) -> None:
+        while self._admitted and self._admitted[0][0] + REMEMBERED <= now:
+            time, old = self._admitted.popleft()
+            admission = self._admissions.get(old)
+            if admission is not None and admission.time == time:  # else refunded, or admitted again since
+                del self._admissions[old]
+        charged = tuple((cell, moment(cell.state)) for cell in cells if cell.state is not None)
+        self._admissions[request] = _Admission(now, cost, charged)
+        self._admitted.append((now, request))
+
+    async def adjust(self, counters: Sequence[Counter], units: int) -> None:
+        """See ``Limiter.adjust``."""
+        await self._load(counters)
+        cells = [self._cells[counter.id] for counter in counters]
+        while True:
+            now = self._clock.now()
+            states = [
+                add(up_to_now(counter, cell.state, now), units) for counter, cell in zip(counters, cells, strict=True)
+            ]
+            if self._covered(counters, cells, states, units):
+                break
+            await self._written.wait()
+        for cell, state in zip(cells, states, strict=True):
+            cell.state = state
+        self._note(cells, units)
+
+    async def refund(self, key_id: str, request_id: str) -> None:
+        """See ``Limiter.refund``. A refunded admission is forgotten: repeated, it is charged again."""
+        admission = self._admissions.pop((key_id, request_id), None)
+        now = self._clock.now()
+        if admission is None or now >= admission.time + REMEMBERED:
+            return
+        for cell, charged_at in admission.charged:
+            cell.state = give_back(up_to_now(cell.counter, cell.state, now), admission.cost, charged_at)
+
+    async def _load(self, counters: Sequence[Counter]) -> None:
+        """See to it that there are cells, those that outlived an earlier process as the database has them."""
+        missing = [counter for counter in counters if counter.id not in self._cells]
+        durable = [counter.id for counter in missing if outlives_its_store(counter.limit)]
+        marks = await self._reservations.load(durable) if durable else {}
+        now = self._clock.now()
+        for counter in missing:
+            mark = marks.get(counter.id)
+            state = None if mark is None else _restored(counter, mark, now)
+            self._cells.setdefault(counter.id, _Cell(counter, state))  # somebody else may have loaded it meanwhile
+
+    def _covered(
+        self, counters: Sequence[Counter], cells: Sequence[_Cell], states: Sequence[State], units: int
+    ) -> bool:
+        """Tell whether ``units`` stay under the marks of all cells; those whose do not are raised."""
+        covered = True
+        for counter, cell, state in zip(counters, cells, states, strict=True):
+            limit = counter.limit
+            if limit.amount is None or not outlives_its_store(limit) or cell.headroom(state) >= units:
+                continue
+            covered = False
+            cell.counter = counter
+            self._raise_mark(cell, units)
+        return covered or self._degraded
+
+    def _note(self, cells: Sequence[_Cell], units: int) -> None:
+        """Count charged units against the marks, and raise in time those that are half used up."""
+        for cell in cells:
+            limit, state = cell.counter.limit, cell.state
+            if limit.amount is None or state is None or not outlives_its_store(limit):
+                continue
+            cell.spent += units
+            cell.ahead -= units
+            if cell.ahead < block(limit) // 2 and cell.ahead < limit.amount - state.used:
+                self._raise_mark(cell, 0)
+
+    def _raise_mark(self, cell: _Cell, units: int) -> None:
+        """Have the cell's mark raised so that at least ``units`` fit under it."""
+        self._wanted[cell] = max(units, self._wanted.get(cell, 0))
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write_marks())
+
+    async def _write_marks(self) -> None:
+        """Write marks until none is wanted: whatever is wanted during a write goes together into the next."""
+        while self._wanted:
+            wanted, self._wanted = self._wanted, {}
+            written, self._written = self._written, asyncio.Event()
+            try:
+                await self._write(wanted)
+            except Exception:  # noqa: BLE001 - whatever it was, no check may hang on it
+                self._wanted = wanted | self._wanted
+                self._set_degraded(degraded=True)
+                written.set()
+                await asyncio.sleep(self._retry_seconds)
+            else:
+                self._set_degraded(degraded=False)
+                written.set()
+        self._writer = None
+
+    async def _write(self, wanted: dict[_Cell, int]) -> None:
+        now = self._clock.now()
+        marks = {}
+        taken = []
+        for cell, units in wanted.items():
+            limit = cell.counter.limit
+            state = up_to_now(cell.counter, cell.state, now)
+            left = max(0, (limit.amount or 0) - state.used)
+            ahead = max(units, min(block(limit), left))
+            marks[cell.counter.id] = Reserved(state, ahead)
+            taken.append((cell, cell.spent, ahead, _period(state)))
+        await self._reservations.save(marks)
+        for cell, spent, ahead, period in taken:
+            cell.ahead = ahead - (cell.spent - spent)
+            cell.marked = period
+
+    def _set_degraded(self, *, degraded: bool) -> None:
+        if degraded is not self._degraded:
+            self._degraded = degraded
+            self._on_degraded(degraded)
+
+    async def close(self) -> None:
+        """Write every counter as it stands, so that a restart costs nothing. Raises UnavailableError."""
+        if self._writer is not None:
+            self._writer.cancel()
+            await asyncio.gather(self._writer, return_exceptions=True)
+        now = self._clock.now()
+        exact = {
+            cell.counter.id: Reserved(up_to_now(cell.counter, cell.state, now), 0)
+            for cell in self._cells.values()
+            if cell.spent and outlives_its_store(cell.counter.limit)
+        }
+        ids = list(exact)
+        for first in range(0, len(ids), _MARKS_A_WRITE):
+            await self._reservations.save({id_: exact[id_] for id_ in ids[first : first + _MARKS_A_WRITE]})
+
+
+def _restored(counter: Counter, mark: Reserved, now: int) -> State:
+    """Return a counter as its mark has it: all that may have been charged since counts as charged."""
+    amount = counter.limit.amount
+    ahead = mark.ahead if amount is None else min(mark.ahead, max(0, amount - mark.state.used))
+    if isinstance(mark.state, Span):
+        return up_to_now(counter, add(mark.state, ahead), now)
+    return add(up_to_now(counter, mark.state, now), ahead)  # when in the window it was charged is not known: now

@@ -1,0 +1,1 @@
+"""The wires that carry the contract."""

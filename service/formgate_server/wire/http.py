@@ -1,0 +1,73 @@
+"""For kubelets and Prometheus: /livez, /readyz and /metrics over HTTP, in a thread of their own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import structlog
+from prometheus_client.exposition import choose_encoder
+
+from formgate_server import metrics
+
+_log = structlog.get_logger("formgate.http")
+_TEXT = "text/plain; charset=utf-8"
+
+
+class HttpServer:
+    """Answers GET and HEAD of the three paths. It answers though the event loop may not: that is what livez asks."""
+
+    def __init__(self, host: str, port: int, *, live: Callable[[], bool], ready: Callable[[], bool]) -> None:
+        """Listen on ``port`` (0: any free one). Raises OSError where it is taken."""
+
+        class Handler(_Handler):
+            probes = {"/livez": live, "/readyz": ready}  # noqa: RUF012 - never changed
+
+        self._server = _Server((host, port), Handler)
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+
+class _Handler(BaseHTTPRequestHandler):
+    probes: dict[str, Callable[[], bool]]
+    timeout = 5  # a client that says nothing holds no thread for longer
+    protocol_version = "HTTP/1.1"
+    server_version = "formgate"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/metrics":
+            encode, content_type = choose_encoder(self.headers.get("accept", ""))
+            self._answer(200, content_type, encode(metrics.registry))
+        elif path in self.probes:
+            good = self.probes[path]()
+            self._answer(200 if good else 503, _TEXT, b"ok\n" if good else b"no\n")
+        else:
+            self._answer(404, _TEXT, b"there are /livez, /readyz and /metrics\n")
+
+    do_HEAD = do_GET  # noqa: N815 - the library's name
+
+    def _answer(self, status: int, content_type: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("content-type", content_type)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
+        _log.debug("http", line=format % args)
