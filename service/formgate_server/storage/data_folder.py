@@ -67,6 +67,7 @@ class DataFolder:
         """Return where the database is; its file is made, so that it has the mode it must have."""
         with _explained(self.database_file):
             os.close(os.open(self.database_file, os.O_RDWR | os.O_CREAT, _FILE_MODE))
+            _sync_names(self.path)
         return URL.create("sqlite+aiosqlite", database=str(self.database_file))
 
     def peppers(self) -> tuple[bytes, ...]:
@@ -119,11 +120,16 @@ def _write_private(path: Path, line: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         new.rename(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the name too
-        finally:
-            os.close(folder)
+        _sync_names(path.parent)
+
+
+def _sync_names(folder: Path) -> None:
+    """Bring the names in a folder to disk: a file that is there, under no name, is lost."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 @contextmanager

@@ -22,9 +22,9 @@ class CachedKeyStore:
     Unknown digests are not remembered. Entries leave in the order in which they came: a hit costs no bookkeeping, and a
     key in use comes back by one read for every ``most`` others that came in.
 
-    Reads of one secret are shared as far as the port allows. A read that is under way when a call comes in may have
-    missed what changed before that call: it will do only if it finds a high enough epoch, and never if it finds nothing.
-    Whoever has waited for such a read in vain shares the next one: that began after all who waited had called.
+    Reads of one secret are shared as far as the port allows. A read under way when a call comes in may have missed what
+    changed before that call: it will do only if it finds a high enough epoch, never if it finds nothing. Whoever has
+    waited for such a read in vain shares the next one: that began after all who waited had called.
     """
 
     def __init__(self, store: KeyStore, most: int = 200_000) -> None:

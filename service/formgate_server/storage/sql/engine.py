@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -85,6 +86,8 @@ def open_database(url: str | URL) -> Database:
 
 
 def _open_sqlite(url: URL) -> Database:
+    # Even where everything else is debugged: the driver would log every statement with its values.
+    logging.getLogger("aiosqlite").setLevel(logging.WARNING)
     # A reader's statement is a transaction by itself: no BEGIN, no ROLLBACK, each of which is a hop to another thread.
     reader = _sqlite_engine(url, "query_only = ON", isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True)
     writer = _sqlite_engine(url, "synchronous = FULL")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, or_, select, tuple_, update
 
+from formgate_server.storage.sql.dialect import batches
 from formgate_server.storage.sql.rows import TOKEN_COLUMNS, account_of, key_of, token_of
 from formgate_server.storage.sql.tables import accounts, keys, service_tokens
 from formgate_server.storage.sql.transaction import SqlTransaction
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from formgate_server.storage.sql.engine import Database
 
 _Noun = TypeVar("_Noun")
+
+_NOTED_AT_ONCE = 5_000  # nobody waits for these, but others wait for their turn to write
 
 _ACCOUNTS = select(accounts)
 _KEYS = select(keys)
@@ -80,8 +83,6 @@ class SqlRegistry:
 
     async def note_used(self, last_used: Mapping[str, tuple[int, str]]) -> None:
         """See ``Registry``."""
-        if not last_used:
-            return
         time = bindparam("time", type_=BigInteger)
         earlier = or_(keys.c.last_used_time.is_(None), keys.c.last_used_time < time)
         statement = (
@@ -90,8 +91,9 @@ class SqlRegistry:
             .values(last_used_time=time, last_used_ip=bindparam("ip"))
         )
         rows = [{"id": key_id, "time": when, "ip": ip} for key_id, (when, ip) in sorted(last_used.items())]
-        async with self._database.writing() as connection:
-            await connection.execute(statement, rows)
+        for some in batches(rows, _NOTED_AT_ONCE):
+            async with self._database.writing() as connection:
+                await connection.execute(statement, some)
 
     async def _one(self, query: Select[Any], read: Callable[[Sequence[Any]], _Noun]) -> _Noun | None:
         async with self._database.reading() as connection:

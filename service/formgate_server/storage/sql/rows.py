@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from sys import intern
 from typing import Any
 
 from formgate.rules.grants import Grant, Level
@@ -70,12 +71,12 @@ def key_of(row: Sequence[Any]) -> Key:
     revoke_time, last_used_time, last_used_ip, grants, api_groups, ip_rules, limits, metadata, version = rest
     return Key(
         key_id=key_id,
-        account_id=account_id,
+        account_id=intern(account_id),  # one string for all of an account's keys that are cached
         display_name=display_name,
         environment=Environment(environment),
         state=KeyState(state),
         hint=hint,
-        created_by=created_by,
+        created_by=intern(created_by),
         create_time=create_time,
         expire_time=expire_time,
         revoke_time=revoke_time,
