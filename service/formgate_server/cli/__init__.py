@@ -1,0 +1,99 @@
+"""The command `formgate`. It changes things by RPC only, never behind the server's back.
+
+Where things are: the commands, a module a noun; ``remote`` for those that speak to a server, ``options`` that they
+share, ``syntax`` of what people write, ``people``, ``verdict`` and ``promises`` for what they see, ``output`` for where
+it goes, ``refusal`` for what a server's error means.
+
+A command imports what it needs when it runs: `formgate --help` and shell completion wait for neither gRPC nor SQL.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from formgate_server.cli import accounts, check, errors, keys, policies, serve, tokens, usage
+from formgate_server.cli.errors import CommandError, ExitCode
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Ends with 0: done, or allowed. 1: refused, or denied. 2: called wrongly. 3: no server, or no decision.",
+)
+app.command()(serve.serve)
+app.command()(serve.migrate)
+app.add_typer(tokens.app, name="token")
+app.add_typer(accounts.app, name="account")
+app.add_typer(keys.app, name="key")
+app.command()(check.check)
+app.add_typer(usage.app, name="usage")
+app.add_typer(policies.app, name="policy")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"formgate {version('formgate-server')}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def formgate(
+    _version_wanted: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Decide who holds an API key, what it may do, and how much of it is left."""
+
+
+def main() -> None:
+    """Run the command, and end the process with what `docs/command.md` says."""
+    sys.exit(run())
+
+
+def run() -> int:
+    """Run the command; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that can not show a letter still shows the rest
+    try:
+        code: int | None = app(prog_name="formgate", standalone_mode=False)
+        sys.stdout.flush()
+    except CommandError as error:
+        errors.show(error)
+        return error.code
+    except typer.TyperException as error:
+        return _wrong_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # Python flushes stdout once more when it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.NOBODY_READS
+    except Exception as error:
+        if os.environ.get("FORMGATE_TRACEBACK"):
+            raise
+        errors.show(
+            CommandError(
+                f"formgate has a fault: {type(error).__name__}: {error}",
+                ExitCode.UNDECIDED,
+                hint="please report it, with what FORMGATE_TRACEBACK=1 shows",
+            )
+        )
+        return ExitCode.UNDECIDED
+    return code or ExitCode.DONE
+
+
+def _wrong_usage(error: typer.TyperException) -> int:
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return ExitCode.USAGE  # the help has been printed
+    message = error.format_message().replace("Value error, ", "")
+    hint = f"`{context.command_path} --help` lists what there is" if context else ""
+    errors.show(CommandError(message, ExitCode.USAGE, hint=hint))
+    return ExitCode.USAGE

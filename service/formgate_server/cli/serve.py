@@ -1,0 +1,123 @@
+"""`formgate serve` and `formgate migrate`: the server itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from formgate_server.cli.errors import CommandError, ExitCode
+
+if TYPE_CHECKING:
+    from formgate_server.settings import Settings
+
+# The environment is read by the settings, not here; so are the defaults set there. An option that is not given is None.
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="The folder of all that it keeps.", show_default="formgate-data"),
+]
+
+
+def serve(
+    *,
+    data: Data = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            "--listen",
+            metavar="HOST:PORT",
+            help="Where gRPC is served; port 0 picks one.",
+            show_default="127.0.0.1:50051",
+        ),
+    ] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            "--http",
+            metavar="HOST:PORT",
+            help="Where livez, readyz and metrics are served; port 0 picks one.",
+            show_default="127.0.0.1:9090",
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool | None,
+        typer.Option("--insecure", help="Listen beyond this machine, too, without TLS.", show_default=False),
+    ] = None,
+    policy_dir: Annotated[
+        Path | None, typer.Option("--policy-dir", metavar="DIR", help="A folder with policies of your own, *.toml.")
+    ] = None,
+    pepper_file: Annotated[
+        Path | None,
+        typer.Option("--pepper-file", metavar="FILE", help="Peppers: 64 hex digits a line, the newest first."),
+    ] = None,
+    bootstrap_token_file: Annotated[
+        Path | None,
+        typer.Option("--bootstrap-token-file", metavar="FILE", help="A first manager's token: one line."),
+    ] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None,
+        typer.Option("--log-level", case_sensitive=False, help="From where on to log.", show_default="info"),
+    ] = None,
+    log_format: Annotated[
+        Literal["console", "json"] | None,
+        typer.Option(
+            "--log-format", case_sensitive=False, help="How to log.", show_default="json unless on a terminal"
+        ),
+    ] = None,
+    key_cache_size: Annotated[
+        int | None,
+        typer.Option("--key-cache-size", metavar="N", help="How many keys to keep in memory.", show_default="200000"),
+    ] = None,
+    drain_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--drain-seconds",
+            metavar="SECONDS",
+            help="How long calls under way may take to end on SIGTERM.",
+            show_default="10",
+        ),
+    ] = None,
+) -> None:
+    """Serve: with no option, everything on this machine, in ./formgate-data.
+
+    Each option is also a variable of the environment: --policy-dir is FORMGATE_POLICY_DIR.
+    """
+    settings = _settings(**locals())
+    from formgate_server.server import serve as run
+
+    raise typer.Exit(run(settings))
+
+
+def migrate(*, data: Data = None) -> None:
+    """Bring the database to this version's form. `serve` does that by itself in the data folder."""
+    settings = _settings(data=data)
+    from formgate_server.bootstrap import StartError
+    from formgate_server.server import migrate as run
+
+    try:
+        run(settings)
+    except StartError as error:
+        raise CommandError(str(error), ExitCode.REFUSED) from None
+
+
+def _settings(**options: Any) -> Settings:  # noqa: ANN401 - the settings say what they take
+    """Return the settings: what the options say, else the environment. Raises CommandError naming what is wrong."""
+    from pydantic import ValidationError
+
+    from formgate_server.settings import Settings
+
+    try:
+        return Settings(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        # Never what was given: it may hold a password.
+        details = [_told(each) for each in error.errors(include_url=False, include_context=False, include_input=False)]
+        raise CommandError("these settings will not do", ExitCode.USAGE, details=details) from None
+
+
+def _told(problem: Any) -> str:  # noqa: ANN401 - pydantic's
+    message: str = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    name = str(problem["loc"][0])
+    return f"--{name.replace('_', '-')} (FORMGATE_{name.upper()}): {message}"
