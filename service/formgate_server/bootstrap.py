@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +75,8 @@ class SystemClock:
 async def upgrade_database(settings: Settings) -> None:
     """Bring the database to this version. Raises StartError."""
     try:
-        with DataFolder(settings.data) as folder:
+        with closing(DataFolder(settings.data)) as folder:
+            folder.peppers()  # made before the database: one without the other is taken for a loss
             await migrate.upgrade(folder.database_url())
     except (DataFolderError, UnavailableError) as error:
         raise StartError(str(error)) from error
@@ -102,7 +103,7 @@ class _Stores(NamedTuple):
 async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
     """Start everything; what is put on the stack last ends first: calls are drained before the stores close."""
     policies = load(settings.policy_dir)
-    folder = stack.enter_context(DataFolder(settings.data))
+    folder = stack.enter_context(closing(DataFolder(settings.data)))
     peppers = Peppers(folder.peppers() if settings.pepper_file is None else read_keys(settings.pepper_file))
     clock = SystemClock()
     stores = await _open_stores(stack, settings, folder, policies, peppers, clock)

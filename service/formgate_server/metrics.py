@@ -7,6 +7,7 @@ from importlib.metadata import version
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Info, PlatformCollector, ProcessCollector
 
 from formgate.rules.reason import Reason
+from formgate_server.core.model import UsageOutcome
 
 VERSION = version("formgate-server")
 
@@ -20,4 +21,5 @@ _checks = Counter("formgate_checks", "Checks decided, by reason.", ["reason"], r
 checks = {
     reason: _checks.labels(reason.name) for reason in Reason
 }  # all from the start, and found without hashing labels
-usage_records = Counter("formgate_usage_records", "Usage records, by outcome.", ["outcome"], registry=registry)
+_usage_records = Counter("formgate_usage_records", "Usage records, by outcome.", ["outcome"], registry=registry)
+usage_records = {outcome: _usage_records.labels(outcome.name) for outcome in UsageOutcome}

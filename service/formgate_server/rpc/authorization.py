@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.rpc import status_pb2
 
 from formgate.v1 import authorization_pb2 as pb
+from formgate_server import metrics
 from formgate_server.core.check_key import CheckKey
 from formgate_server.core.errors import FormgateError, InvalidArgumentError
 from formgate_server.core.model import Caller
@@ -24,7 +25,9 @@ class AuthorizationServicer:
 
     async def check_key(self, request: pb.CheckKeyRequest, caller: Caller) -> pb.CheckKeyResponse:
         """One verdict."""
-        return convert.check_response(await self._check_key(convert.check_query(request), caller))
+        verdict = await self._check_key(convert.check_query(request), caller)
+        metrics.checks[verdict.reason].inc()
+        return convert.check_response(verdict)
 
     async def batch_check_keys(self, request: pb.BatchCheckKeysRequest, caller: Caller) -> pb.BatchCheckKeysResponse:
         """Many verdicts, in order; one that can not be reached is its own error."""
@@ -42,6 +45,8 @@ class AuthorizationServicer:
         """Record consumption; each record has a result of its own."""
         _count(len(request.records), MOST_RECORDS, "records")
         results = await self._record_usage(caller, [convert.usage_record(record) for record in request.records])
+        for result in results:
+            metrics.usage_records[result.outcome].inc()
         return pb.RecordUsageResponse(
             results=[
                 pb.UsageResult(record_id=id_, outcome=convert.number(outcome), message=why)
