@@ -59,20 +59,17 @@ class CachedKeyStore:
         except UnavailableError as error:
             outcome = error
         finally:
-            # Also when this call is cancelled: those who wait for the read must not wait for ever.
+            # Also when this call is cancelled: those who wait for the read may not wait for ever.
             del self._reads[digests[0]]
             read.set_result(outcome)
         return _result(outcome)
 
     def _remember(self, digest: bytes, record: KeyRecord | None) -> None:
-        known = self._records.pop(digest, None)
-        if record is None:
-            return
-        if known is not None and known.epoch > record.epoch:
-            record = known  # another read was quicker
-        self._records[digest] = record
-        if len(self._records) > self._most:
-            self._records.popitem(last=False)
+        self._records.pop(digest, None)
+        if record is not None:
+            self._records[digest] = record
+            if len(self._records) > self._most:
+                self._records.popitem(last=False)
 
 
 def _result(outcome: _Outcome) -> KeyRecord | None:

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import asyncio
+
+from formgate_server.core.calendar import FOREVER
+from formgate_server.core.limits import Span, Window
+from formgate_server.core.ports import Reserved
+from tests.support.stores import Stores
+
+WINDOW = Reserved(Window(29_000_000, 61, 1_831, tuple(range(60))), 12)
+SPAN = Reserved(Span(1_790_000_000_000_000, 7), 10)
+
+
+async def test_a_mark_comes_back_as_it_was(stores: Stores) -> None:
+    """Windows and spans, also such as have been charged beyond any amount."""
+    beyond = Reserved(Span(FOREVER, 2**63 + 5), 2**62)
+    marks = {"acme/k1/rate/600000000us": WINDOW, "acme/daily/day": SPAN, "acme/credits/lifetime": beyond}
+    await stores.reservations.save(marks)
+    assert await stores.reservations.load(set(marks)) == marks
+
+
+async def test_what_was_never_marked_is_left_out(stores: Stores) -> None:
+    """Only the marks that there are."""
+    await stores.reservations.save({"a": SPAN})
+    assert await stores.reservations.load(["a", "b"]) == {"a": SPAN}
+    assert await stores.reservations.load(["b"]) == {}
+    assert await stores.reservations.load([]) == {}
+
+
+async def test_a_later_mark_replaces_an_earlier(stores: Stores) -> None:
+    """Each its own counter's, whatever it was, and no other."""
+    await stores.reservations.save({"a": SPAN, "b": SPAN})
+    await stores.reservations.save({"a": WINDOW})
+    await stores.reservations.save({})
+    assert await stores.reservations.load(["a", "b"]) == {"a": WINDOW, "b": SPAN}
+
+
+async def test_many_at_once(stores: Stores) -> None:
+    """As many as a server has counters, in one call."""
+    marks = {f"counter/{number}": Reserved(Span(number, number), number) for number in range(3_000)}
+    await asyncio.gather(stores.reservations.save(marks), stores.reservations.save({"another": WINDOW}))
+    assert await stores.reservations.load(list(marks)) == marks

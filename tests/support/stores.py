@@ -1,0 +1,209 @@
+"""The storage ports, of one kind of store, all over the same data; and things to put into them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, select
+
+from formgate.rules.grants import Catalogue, Level
+from formgate_server.core.model import (
+    Account,
+    AccountState,
+    AuditEvent,
+    Calendar,
+    Environment,
+    Holder,
+    Key,
+    KeyState,
+    Limit,
+    Period,
+    Rolling,
+    ServiceRole,
+    ServiceToken,
+    UsageRecord,
+)
+from formgate_server.core.policy import Plan, Policies, Policy
+from formgate_server.core.ports import KeyStore, Registry, Reservations, UsageEntry, UsageLedger
+from formgate_server.storage.memory.counters import MemoryReservations
+from formgate_server.storage.memory.keys import MemoryKeyStore
+from formgate_server.storage.memory.registry import MemoryRegistry
+from formgate_server.storage.memory.usage import MemoryUsageLedger
+from formgate_server.storage.sql import migrate
+from formgate_server.storage.sql.counters import SqlReservations
+from formgate_server.storage.sql.engine import Database, open_database
+from formgate_server.storage.sql.keys import SqlKeyStore
+from formgate_server.storage.sql.registry import SqlRegistry
+from formgate_server.storage.sql.tables import audit_events, usage_hours
+from formgate_server.storage.sql.usage import SqlUsageLedger
+from formgate_server.storage.wrappers import CachedKeyStore
+
+Hours = dict[tuple[str, str, int, str], tuple[int, int]]
+"""(units, records) by account, key, hour and operation."""
+
+RATE = Limit("rate", Holder.KEY, 100, Rolling(60_000_000))
+DAILY = Limit("daily", Holder.ACCOUNT, 1_000, Calendar(Period.DAY))
+
+POLICY = Policy(
+    name="default",
+    description="",
+    prefixes={Environment.LIVE: "pf_"},
+    plans={"free": Plan("free", "UTC", (RATE, DAILY))},
+    catalogue=Catalogue({"forms.read": Level.READ}),
+    levels={Level.READ: "Read"},
+    methods={},
+    api_groups=None,
+    denials={},
+)
+POLICIES = Policies({POLICY.name: POLICY, "other": replace(POLICY, name="other")}, POLICY.name)
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The ports, and what tests alone look at."""
+
+    registry: Registry
+    keys: KeyStore
+    usage: UsageLedger
+    reservations: Reservations
+    audit: Callable[[str], Awaitable[list[AuditEvent]]]
+    """An account's audit trail."""
+    hours: Callable[[], Awaitable[Hours]]
+
+
+def memory_stores() -> Stores:
+    """Return new stores in memory."""
+    registry = MemoryRegistry()
+    usage = MemoryUsageLedger(registry)
+
+    async def audit(account_id: str) -> list[AuditEvent]:
+        return list(registry.tables.audit.get(account_id, ()))
+
+    async def hours() -> Hours:
+        return {(*hour,): (*sums,) for hour, sums in usage.hours.items()}
+
+    return Stores(registry, MemoryKeyStore(registry, POLICIES), usage, MemoryReservations(), audit, hours)
+
+
+def database_url(file: Path) -> URL:
+    """Return the URL of an SQLite file."""
+    return URL.create("sqlite+aiosqlite", database=str(file))
+
+
+@asynccontextmanager
+async def opened(file: Path) -> AsyncIterator[Database]:
+    """Open a migrated SQLite file for a while."""
+    database = open_database(database_url(file))
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+async def empty_database(folder: Path, file: Path) -> None:
+    """Make a migrated SQLite file, once for each ``folder``, and copy it to ``file``."""
+    template = folder / "template.db"
+    if not template.exists():
+        new = folder / "new.db"
+        await migrate.upgrade(database_url(new))
+        new.rename(template)
+    shutil.copyfile(template, file)
+
+
+def sqlite_stores(database: Database) -> Stores:
+    """Return stores over an SQLite database."""
+
+    async def audit(account_id: str) -> list[AuditEvent]:
+        query = select(audit_events).where(audit_events.c.account_id == account_id)
+        async with database.reading() as connection:
+            rows = (await connection.execute(query.order_by(audit_events.c.sequence))).mappings().all()
+        assert [row["sequence"] for row in rows] == list(range(1, len(rows) + 1))
+        return [AuditEvent(**{name: row[name] for name in row if name != "sequence"}) for row in rows]
+
+    async def hours() -> Hours:
+        async with database.reading() as connection:
+            rows = (await connection.execute(select(usage_hours))).all()
+        return {tuple(row[:4]): tuple(row[4:]) for row in rows}
+
+    keys = SqlKeyStore(database, POLICIES)
+    return Stores(SqlRegistry(database), keys, SqlUsageLedger(database), SqlReservations(database), audit, hours)
+
+
+def cached(stores: Stores) -> Stores:
+    """Return the stores with a cache before the keys."""
+    return replace(stores, keys=CachedKeyStore(stores.keys))
+
+
+def account(account_id: str = "acme", **changes: Any) -> Account:
+    """Make an account."""
+    usual = Account(
+        account_id=account_id,
+        display_name="Acme",
+        policy="default",
+        plan="free",
+        state=AccountState.ACTIVE,
+        time_zone="",
+        limits=(),
+        epoch=1,
+        version=1,
+        create_time=1_000,
+    )
+    return replace(usual, **changes)
+
+
+def key(key_id: str = "k1", **changes: Any) -> Key:
+    """Make a key."""
+    usual = Key(
+        key_id=key_id,
+        account_id="acme",
+        display_name="a key",
+        environment=Environment.LIVE,
+        state=KeyState.ENABLED,
+        hint="pf_...abcd",
+        created_by="ann",
+        create_time=2_000,
+        expire_time=None,
+    )
+    return replace(usual, **changes)
+
+
+def token(token_id: str = "t1", **changes: Any) -> ServiceToken:
+    """Make a service token."""
+    usual = ServiceToken(
+        token_id=token_id,
+        display_name="a service",
+        role=ServiceRole.CHECKER,
+        account_id="",
+        policy="",
+        create_time=3_000,
+        expire_time=None,
+    )
+    return replace(usual, **changes)
+
+
+def event(account_id: str = "acme", **changes: Any) -> AuditEvent:
+    """Make a row of the audit trail."""
+    usual = AuditEvent(account_id=account_id, create_time=4_000, action="CreateKey", target="keys/k1", token_id="t1")
+    return replace(usual, **changes)
+
+
+def entry(record_id: str, content: str = "", *, account_id: str = "acme", time: int = 0, **changes: Any) -> UsageEntry:
+    """Make a usage entry; ``content`` stands for all that was sent."""
+    record = UsageRecord(record_id=record_id, key_id="k1", units=1)
+    return UsageEntry(account_id, time, digest(content), replace(record, **changes))
+
+
+def digest(text: str) -> bytes:
+    """Make 32 bytes that stand for ``text``."""
+    return text.encode().ljust(32, b"\0")
+
+
+async def add_key(registry: Registry, new: Key, secret: str | None = None, request_id: str = "") -> None:
+    """Add a key; the digest of its secret is that of ``secret`` or of its id."""
+    async with registry.transaction() as transaction:
+        await transaction.insert_key(new, digest(secret or new.key_id), "pepper", request_id)
