@@ -51,7 +51,7 @@ class CheckKey:
         if isinstance(secret, Reason):
             return self._keyless(secret, query, caller, None)
         prefix = prefix_of(secret)
-        own = None if prefix is None else self._policies.with_prefix(prefix)
+        own = None if prefix is None else self._policies.by_prefix.get(prefix)
         if own is None:
             return self._keyless(Reason.MALFORMED_KEY, query, caller, None)
         digests = self._peppers.digests(secret)

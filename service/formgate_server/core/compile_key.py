@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from formgate.rules.addresses import AddressRules
 from formgate.rules.grants import Grants
@@ -53,7 +54,13 @@ def _counters(account_id: str, key_id: str, limits: Iterable[Limit], zone: str) 
         if of_key and not key_id:
             continue
         owner = f"{account_id}/{key_id}" if of_key else account_id
-        yield Counter(f"{owner}/{limit.name}/{_shape(limit)}", limit, zone)
+        yield Counter(f"{owner}/{limit.name}/{_shape(limit)}", _shared(limit), zone)
+
+
+@lru_cache(maxsize=10_000)
+def _shared(limit: Limit) -> Limit:
+    """Return one and the same limit for all that are equal: most keys have the same few."""
+    return limit
 
 
 def _shape(limit: Limit) -> str:

@@ -34,6 +34,8 @@ _LONGEST_WINDOW = 366 * 86_400 * 1_000_000
 _LONGEST_RESOURCE = 1_024
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _DOTS = frozenset({".", ".."})
+_SEGMENT = r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9_.-]{1,64}"
+_PATH = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*", re.ASCII)
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _FORGING = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, lone surrogates, line and paragraph separators
 
@@ -91,7 +93,7 @@ def resource(value: str, field: str) -> str:
         return value
     if len(value) > _LONGEST_RESOURCE:
         raise InvalidArgumentError(field, f"is longer than {_LONGEST_RESOURCE} characters")
-    if not all(map(is_identifier, value.split("/"))):
+    if _PATH.fullmatch(value) is None:
         raise InvalidArgumentError(field, "must be * or ids ([A-Za-z0-9_.-]{1,64}, not . or ..) separated by /")
     return value
 

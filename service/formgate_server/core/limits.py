@@ -22,8 +22,7 @@ from formgate_server.core.calendar import FOREVER, bounds
 from formgate_server.core.model import Calendar, Lifetime, Limit, Period, Rolling
 
 SUB_WINDOWS = 60
-_SLOTS = SUB_WINDOWS + 1
-_EMPTY = (0,) * _SLOTS
+_EMPTY = (0,) * SUB_WINDOWS
 
 _HOUR = 60 * 60 * 1_000_000
 _LONGEST = {Period.DAY: 36 * _HOUR, Period.MONTH: 32 * 24 * _HOUR}  # no day or month of any zone is longer
@@ -41,9 +40,14 @@ class Counter(NamedTuple):
 
 
 class Window(NamedTuple):
-    """A rolling window's state: units by sub-window number modulo 61, the newest being ``head``; their sum ``used``."""
+    """A rolling window's state.
+
+    ``newest``: the units in sub-window ``head``, which is filling; ``ring``: those of the 60 before it, by number
+    modulo 60; ``used``: the sum of all. A charge touches two numbers, and the ring only where a sub-window is full.
+    """
 
     head: int
+    newest: int
     used: int
     ring: tuple[int, ...]
 
@@ -72,7 +76,7 @@ class Spent(NamedTuple):
     denied: Limit | None
     retry_time: int | None
     """When this cost fits if nothing else is charged; None: not denied, or never."""
-    states: tuple[State, ...]
+    states: Sequence[State]
     """The counters afterwards, brought up to now."""
 
 
@@ -98,7 +102,7 @@ def up_to_now(counter: Counter, state: State | None, now: int) -> State:
     per = counter.limit.per
     if isinstance(per, Rolling):
         number = now * SUB_WINDOWS // per.window
-        return Window(number, 0, _EMPTY) if state is None or isinstance(state, Span) else _roll(state, number)
+        return _roll(state, number) if isinstance(state, Window) else Window(number, 0, 0, _EMPTY)
     if isinstance(per, Lifetime):
         return state if isinstance(state, Span) else Span(FOREVER, 0)
     if isinstance(state, Span) and now < state.end <= now + _LONGEST[per.period]:
@@ -111,30 +115,34 @@ def up_to_now(counter: Counter, state: State | None, now: int) -> State:
 
 def _roll(state: Window, number: int) -> Window:
     """Bring a window to the sub-window ``number``."""
-    head, used, ring = state
+    head, newest, used, ring = state
     ahead = number - head
-    if ahead < -SUB_WINDOWS:
-        # A sub-window ahead: the clock may stand later in this one than it stood in the one that it left.
-        turn = (ahead + 1) % _SLOTS
-        return Window(number + 1, used, ring[-turn:] + ring[:-turn])
-    if ahead <= 0:
+    if -SUB_WINDOWS <= ahead <= 0:
         return state
-    if ahead >= _SLOTS or not used:
-        return Window(number, 0, _EMPTY)
+    if ahead < 0:
+        # A sub-window ahead: the clock may stand later in this one than it stood in the one that it left.
+        turn = (ahead + 1) % SUB_WINDOWS
+        return Window(number + 1, newest, used, ring[-turn:] + ring[:-turn])
+    if ahead > SUB_WINDOWS or not used:
+        return Window(number, 0, 0, _EMPTY)
     slots = list(ring)
-    for passed in range(head + 1, number + 1):
-        used -= slots[passed % _SLOTS]
-        slots[passed % _SLOTS] = 0
-    return Window(number, used, tuple(slots))
+    for passed in range(head, number):  # its slot is that of the sub-window which leaves for it
+        used -= slots[passed % SUB_WINDOWS]
+        slots[passed % SUB_WINDOWS] = newest
+        newest = 0
+    return Window(number, 0, used, tuple(slots))
+
+
+def _units(state: Window, number: int) -> int:
+    """Return the units in the sub-window ``number``, one that counts."""
+    return state.newest if number == state.head else state.ring[number % SUB_WINDOWS]
 
 
 def add(state: State, units: int) -> State:
     """Return ``state``, up to now, with ``units`` charged."""
     if isinstance(state, Span):
         return Span(state.end, state.used + units)
-    head, used, ring = state
-    slot = head % _SLOTS
-    return Window(head, used + units, (*ring[:slot], ring[slot] + units, *ring[slot + 1 :]))
+    return Window(state.head, state.newest + units, state.used + units, state.ring)
 
 
 def moment(state: State) -> int:
@@ -146,12 +154,15 @@ def give_back(state: State, units: int, charged_at: int) -> State:
     """Return ``state``, up to now, without ``units`` that were charged at that ``moment``, if they still count."""
     if isinstance(state, Span):
         return Span(state.end, max(0, state.used - units)) if state.end == charged_at else state
-    head, used, ring = state
+    head, newest, used, ring = state
     if not head - SUB_WINDOWS <= charged_at <= head:
         return state
-    slot = charged_at % _SLOTS
-    back = min(units, ring[slot])
-    return Window(head, used - back, (*ring[:slot], ring[slot] - back, *ring[slot + 1 :]))
+    back = min(units, _units(state, charged_at))
+    if charged_at == head:
+        return Window(head, newest - back, used - back, ring)
+    slots = list(ring)
+    slots[charged_at % SUB_WINDOWS] -= back
+    return Window(head, newest, used - back, tuple(slots))
 
 
 def fits_at(counter: Counter, state: State, units: int) -> int | None:
@@ -163,7 +174,7 @@ def fits_at(counter: Counter, state: State, units: int) -> int | None:
         return state.end if state.end != FOREVER else None
     must_leave = state.used + units - limit.amount
     for number in range(state.head - SUB_WINDOWS, state.head + 1):
-        must_leave -= state.ring[number % _SLOTS]
+        must_leave -= _units(state, number)
         if must_leave <= 0:
             return _leaves_at(limit, number)
     return None
@@ -172,7 +183,7 @@ def fits_at(counter: Counter, state: State, units: int) -> int | None:
 def _leaves_at(limit: Limit, number: int) -> int:
     """Return when the sub-window ``number`` no longer counts."""
     assert isinstance(limit.per, Rolling)  # noqa: S101 - for the type checker: a Window is a rolling limit's
-    return -(-(number + _SLOTS) * limit.per.window // SUB_WINDOWS)
+    return -(-(number + SUB_WINDOWS + 1) * limit.per.window // SUB_WINDOWS)
 
 
 def standing(counter: Counter, state: State) -> Standing:
@@ -185,7 +196,9 @@ def standing(counter: Counter, state: State) -> Standing:
         return Standing(limit, remaining, None)
     if isinstance(state, Span):
         return Standing(limit, remaining, state.end if state.end != FOREVER else None)
-    newest = next(n for n in range(state.head, state.head - _SLOTS, -1) if state.ring[n % _SLOTS])
+    newest = state.head
+    while not _units(state, newest):
+        newest -= 1
     return Standing(limit, remaining, _leaves_at(limit, newest))
 
 
@@ -194,22 +207,22 @@ def spend(counters: Sequence[Counter], states: Sequence[State | None], cost: int
 
     With cost 0 nothing is charged, and a limit with nothing left denies.
     """
-    current = tuple(up_to_now(counter, state, now) for counter, state in zip(counters, states, strict=True))
     wanted = cost or 1
-    full = [
-        (counter, state)
-        for counter, state in zip(counters, current, strict=True)
-        if counter.limit.amount is not None and state.used + wanted > counter.limit.amount
-    ]
+    current = []
+    full = []
+    for counter, earlier in zip(counters, states, strict=True):
+        state = up_to_now(counter, earlier, now)
+        current.append(state)
+        amount = counter.limit.amount
+        if amount is not None and state.used + wanted > amount:
+            full.append((counter, state))
     if full:
         first = min((counter.limit for counter, _ in full), key=reason_of)
         times = [fits_at(counter, state, wanted) for counter, state in full]
         retry = None if None in times else max(time for time in times if time is not None)
         return Spent(first, retry, current)
-    if not cost:
-        return Spent(None, None, current)
-    charged = tuple(
-        state if counter.limit.amount is None else add(state, cost)
-        for counter, state in zip(counters, current, strict=True)
-    )
-    return Spent(None, None, charged)
+    if cost:
+        for index, counter in enumerate(counters):
+            if counter.limit.amount is not None:
+                current[index] = add(current[index], cost)
+    return Spent(None, None, current)

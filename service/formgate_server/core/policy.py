@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from formgate.rules.grants import Catalogue, Level
 from formgate.rules.reason import Reason
@@ -94,11 +94,13 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """The policies that this server knows, by name, and its default."""
+    """The policies that this server knows, and its default's name."""
 
     by_name: Mapping[str, Policy]
     default: str
+    by_prefix: Mapping[str, Policy] = field(init=False)
+    """By what their secrets begin with."""
 
-    def with_prefix(self, prefix: str) -> Policy | None:
-        """Return the policy whose secrets begin with ``prefix``."""
-        return next((policy for policy in self.by_name.values() if prefix in policy.prefixes.values()), None)
+    def __post_init__(self) -> None:
+        own = {prefix: policy for policy in self.by_name.values() for prefix in policy.prefixes.values()}
+        object.__setattr__(self, "by_prefix", own)

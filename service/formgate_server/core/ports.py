@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from formgate_server.core.limits import Counter, Standing, State
@@ -36,8 +35,7 @@ class KeyStore(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(NamedTuple):
     """What to charge: ``cost`` to all ``counters`` or to none, if the account's epoch is still ``epoch``."""
 
     account_id: str

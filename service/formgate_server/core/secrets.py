@@ -60,7 +60,7 @@ def prefix_of(secret: str) -> str | None:
     """Return the prefix of a well-formed secret; None: its shape or checksum is wrong."""
     if not _BODY_LENGTH < len(secret) <= _BODY_LENGTH + _LONGEST_PREFIX or _SHAPE.fullmatch(secret) is None:
         return None
-    if _checksum(secret[:-_CHECKSUM_LENGTH]) != secret[-_CHECKSUM_LENGTH:]:
+    if not secret.endswith(_checksum(secret[:-_CHECKSUM_LENGTH])):
         return None
     return secret[:-_BODY_LENGTH]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from formgate.rules.reason import Reason
 from formgate.rules.standing import Standing
@@ -43,12 +44,11 @@ class KeyRecord:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class CheckQuery:
+class CheckQuery(NamedTuple):
     """What a caller asks: exactly one of ``key`` and ``authorization`` is set. ``environment`` 0: any."""
 
-    key: str | None = field(default=None, repr=False)
-    authorization: str | None = field(default=None, repr=False)
+    key: str | None = None
+    authorization: str | None = None
     permissions: tuple[str, ...] = ()
     resources: tuple[str, ...] = ()
     api_group: str = ""
@@ -60,9 +60,12 @@ class CheckQuery:
     policy: str = ""
     explain: bool = False
 
+    def __repr__(self) -> str:
+        """Show no secret."""
+        return f"CheckQuery(request_id={self.request_id!r})"
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+
+class Verdict(NamedTuple):
     """The answer. ``retry_after`` in microseconds; ``record`` None: no key is known; ``http_denial`` None: allowed."""
 
     reason: Reason

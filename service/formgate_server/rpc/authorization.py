@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from google.rpc import status_pb2
-
 from formgate.v1 import authorization_pb2 as pb
 from formgate_server import metrics
 from formgate_server.core.check_key import CheckKey
@@ -25,21 +23,26 @@ class AuthorizationServicer:
 
     async def check_key(self, request: pb.CheckKeyRequest, caller: Caller) -> pb.CheckKeyResponse:
         """One verdict."""
+        response = pb.CheckKeyResponse()
+        await self._check(request, caller, response)
+        return response
+
+    async def _check(self, request: pb.CheckKeyRequest, caller: Caller, response: pb.CheckKeyResponse) -> None:
         verdict = await self._check_key(convert.check_query(request), caller)
         metrics.checks[verdict.reason].inc()
-        return convert.check_response(verdict)
+        convert.check_response(verdict, response)
 
     async def batch_check_keys(self, request: pb.BatchCheckKeysRequest, caller: Caller) -> pb.BatchCheckKeysResponse:
         """Many verdicts, in order; one that can not be reached is its own error."""
         _count(len(request.requests), MOST_CHECKS, "requests")
-        return pb.BatchCheckKeysResponse(results=[await self._result(one, caller) for one in request.requests])
-
-    async def _result(self, request: pb.CheckKeyRequest, caller: Caller) -> pb.BatchCheckKeysResult:
-        try:
-            return pb.BatchCheckKeysResult(response=await self.check_key(request, caller))
-        except FormgateError as error:
-            status: status_pb2.Status = to_status(error)
-            return pb.BatchCheckKeysResult(error=status)
+        answer = pb.BatchCheckKeysResponse()
+        for one in request.requests:
+            result = answer.results.add()
+            try:
+                await self._check(one, caller, result.response)
+            except FormgateError as error:
+                result.error.CopyFrom(to_status(error))
+        return answer
 
     async def record_usage(self, request: pb.RecordUsageRequest, caller: Caller) -> pb.RecordUsageResponse:
         """Record consumption; each record has a result of its own."""

@@ -23,7 +23,7 @@ from formgate_server.core.lookup import etag
 from formgate_server.core.manage_accounts import NewAccount
 from formgate_server.core.manage_tokens import NewToken
 from formgate_server.core.ports import KeyFilter
-from formgate_server.core.verdict import CheckQuery, KeyRecord, Verdict
+from formgate_server.core.verdict import CheckQuery, Reason, Verdict
 
 E = TypeVar("E", bound=IntEnum)
 
@@ -149,19 +149,21 @@ def check_query(message: authorization_pb2.CheckKeyRequest) -> CheckQuery:
         raise InvalidArgumentError("credential", "needs one of key and authorization")
     if message.tags:
         fields.tags(message.tags)
+    resources, permissions = message.resources, message.permissions
+    environment, http_method, api_group = message.environment, message.http_method, message.api_group
     return CheckQuery(
-        key=message.key if credential == "key" else None,
-        authorization=message.authorization if credential == "authorization" else None,
-        permissions=fields.asked_permissions(message.permissions) if message.permissions else (),
-        resources=fields.resources(message.resources) if message.resources else (),
-        api_group=fields.identifier(message.api_group, "api_group"),
-        environment=enum(model.Environment, message.environment, "environment") or 0,
-        http_method=fields.text(message.http_method, "http_method", 64),
-        source_ip=fields.source_ip(message.source_ip),
-        cost=fields.number(message.cost, "cost") if message.HasField("cost") else 1,
-        request_id=fields.identifier(message.request_id, "request_id"),
-        policy=fields.identifier(message.policy, "policy"),
-        explain=message.explain,
+        message.key if credential == "key" else None,
+        message.authorization if credential == "authorization" else None,
+        fields.asked_permissions(permissions) if permissions else (),
+        fields.resources(resources) if resources else (),
+        fields.identifier(api_group, "api_group") if api_group else "",
+        enum(model.Environment, environment, "environment") or 0 if environment else 0,
+        fields.text(http_method, "http_method", 64) if http_method else "",
+        fields.source_ip(message.source_ip),
+        fields.number(message.cost, "cost") if message.HasField("cost") else 1,
+        fields.identifier(message.request_id, "request_id"),
+        fields.identifier(message.policy, "policy"),
+        message.explain,
     )
 
 
@@ -333,47 +335,51 @@ def service_token(value: model.ServiceToken) -> resources_pb2.ServiceToken:
     )
 
 
-def limit_status(value: Standing) -> resources_pb2.LimitStatus:
-    """Write where a limit stands."""
-    limit_ = value.limit
-    return resources_pb2.LimitStatus(
-        name=limit_.name,
-        holder=number(limit_.holder),
-        amount=limit_.amount,
-        remaining=value.remaining,
-        reset_time=timestamp(value.reset_time),
-        unlimited=limit_.amount is None,
-    )
+# What every check answers is filled in field by field: building nested messages from values takes twice as long.
 
 
-def checked_key(record: KeyRecord) -> authorization_pb2.CheckedKey:
-    """Write what a check tells of its key."""
-    value = record.key
-    return authorization_pb2.CheckedKey(
-        key_id=value.key_id,
-        account_id=value.account_id,
-        display_name=value.display_name,
-        environment=number(value.environment),
-        created_by=value.created_by,
-        metadata=value.metadata,
-        expire_time=timestamp(value.expire_time),
-    )
+def _tell_limit(message: resources_pb2.LimitStatus, value: Standing) -> None:
+    limit_, remaining, reset_time = value
+    message.name = limit_.name
+    message.holder = number(limit_.holder)
+    if limit_.amount is None:
+        message.unlimited = True
+    else:
+        message.amount = limit_.amount
+        message.remaining = remaining
+    if reset_time is not None:
+        seconds, micros = divmod(reset_time, _SECOND)
+        message.reset_time.seconds = seconds
+        message.reset_time.nanos = micros * 1_000
 
 
-def check_response(verdict: Verdict) -> authorization_pb2.CheckKeyResponse:
-    """Write a verdict."""
+def _tell_key(message: authorization_pb2.CheckedKey, value: model.Key) -> None:
+    message.key_id = value.key_id
+    message.account_id = value.account_id
+    message.display_name = value.display_name
+    message.environment = number(value.environment)
+    message.created_by = value.created_by
+    if value.metadata:
+        message.metadata.update(value.metadata)
+    if value.expire_time is not None:
+        message.expire_time.CopyFrom(timestamp(value.expire_time) or Timestamp())
+
+
+def check_response(verdict: Verdict, response: authorization_pb2.CheckKeyResponse) -> None:
+    """Write a verdict into an empty response."""
+    response.allowed = verdict.reason is Reason.OK
+    response.reason = number(verdict.reason)
+    response.message = verdict.message
+    response.http_status = verdict.http_status
+    response.degraded = verdict.degraded
     record = verdict.record
-    response = authorization_pb2.CheckKeyResponse(
-        allowed=verdict.allowed,
-        reason=number(verdict.reason),
-        message=verdict.message,
-        http_status=verdict.http_status,
-        retry_after=to_duration(verdict.retry_after),
-        key=None if record is None else checked_key(record),
-        limits=map(limit_status, verdict.limits),
-        degraded=verdict.degraded,
-        epoch=0 if record is None else record.epoch,
-    )
+    if record is not None:
+        response.epoch = record.epoch
+        _tell_key(response.key, record.key)
+    for standing in verdict.limits:
+        _tell_limit(response.limits.add(), standing)
+    if verdict.retry_after is not None:
+        response.retry_after.CopyFrom(to_duration(verdict.retry_after) or Duration())
     if verdict.http_denial is not None:
         denial = verdict.http_denial
         response.http_denial.status = denial.status
@@ -382,4 +388,3 @@ def check_response(verdict: Verdict) -> authorization_pb2.CheckKeyResponse:
             response.http_denial.headers.add(name=name, value=value)
     for step in verdict.steps:
         response.explanation.add(step=step.name, outcome=number(step.outcome), detail=step.detail)
-    return response

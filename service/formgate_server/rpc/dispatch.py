@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -32,14 +32,12 @@ _LONGEST_ACTOR = 128
 class Call(NamedTuple):
     """A call, whatever wire it came by: its metadata, names in lower case."""
 
-    metadata: Sequence[tuple[str, str | bytes]]
+    metadata: Mapping[str, str | bytes]
 
     def get(self, name: str) -> str:
         """Return the metadata's value of that name; empty: there is none, or it is no text."""
-        for key, value in self.metadata:
-            if key == name:
-                return value if isinstance(value, str) else ""
-        return ""
+        value = self.metadata.get(name, "")
+        return value if isinstance(value, str) else ""
 
 
 class RpcError(Exception):
@@ -72,8 +70,7 @@ class Dispatch:
         try:
             caller = await self.caller(call, method.roles)
             request = _decoded(method, payload)
-            if len(call.metadata) > 1:
-                caller = _acting(caller, call)
+            caller = _acting(caller, call)
             response = await method.handle(request, caller)
             answer = response.SerializeToString()
         except FormgateError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
@@ -91,7 +91,7 @@ async def _abort(context: _Context, status: status_pb2.Status) -> NoReturn:
 
 
 def _call(context: _Context) -> Call:
-    return Call(cast("Sequence[tuple[str, str | bytes]]", context.invocation_metadata() or ()))
+    return Call(dict(cast("Iterable[tuple[str, str | bytes]]", context.invocation_metadata() or ())))
 
 
 class _Reflection(ReflectionServicer):

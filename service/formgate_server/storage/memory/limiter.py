@@ -36,14 +36,21 @@ _MARKS_A_WRITE = 5_000
 class _Cell:
     """A counter: its state, and how far the database knows of it."""
 
-    __slots__ = ("ahead", "counter", "marked", "spent", "state")
+    __slots__ = ("ahead", "block", "counter", "marked", "spent", "state")
 
     def __init__(self, counter: Counter, state: State | None) -> None:
-        self.counter = counter
         self.state = state
+        self.count_by(counter)
         self.spent = 0  # units charged since this process began
         self.ahead = 0  # units that may be charged before the mark is reached; negative: the database was away
         self.marked = 0  # the calendar period that the mark is of, by its end
+
+    def count_by(self, counter: Counter) -> None:
+        """Take the limit as it is now: its amount may have changed."""
+        limit = counter.limit
+        self.counter = counter
+        # By how much the mark is raised at a time. 0: the counter has none.
+        self.block = block(limit) if limit.amount is not None and outlives_its_store(limit) else 0
 
     def headroom(self, state: State) -> int:
         """Return how many units may be charged to ``state``, the cell's own up to now, under its mark."""
@@ -156,8 +163,8 @@ class MemoryLimiter:
             and not self._covered(charge.counters, cells, spent.states, charge.cost)
         ):
             return None
-        for counter, cell, state in zip(charge.counters, cells, spent.states, strict=True):
-            cell.counter, cell.state = counter, state
+        for cell, state in zip(cells, spent.states, strict=True):
+            cell.state = state
         if spent.denied is None and charge.cost:
             self._note(cells, charge.cost)
             if request is not None:
@@ -223,23 +230,21 @@ class MemoryLimiter:
         """Tell whether ``units`` stay under the marks of all cells; those whose do not are raised."""
         covered = True
         for counter, cell, state in zip(counters, cells, states, strict=True):
-            limit = counter.limit
-            if limit.amount is None or not outlives_its_store(limit) or cell.headroom(state) >= units:
-                continue
-            covered = False
-            cell.counter = counter
-            self._raise_mark(cell, units)
+            if cell.counter.limit is not counter.limit:
+                cell.count_by(counter)
+            if cell.block and cell.headroom(state) < units:
+                covered = False
+                self._raise_mark(cell, units)
         return covered or self._degraded
 
     def _note(self, cells: Sequence[_Cell], units: int) -> None:
         """Count charged units against the marks, and raise in time those that are half used up."""
         for cell in cells:
-            limit, state = cell.counter.limit, cell.state
-            if limit.amount is None or state is None or not outlives_its_store(limit):
+            if not cell.block or cell.state is None:
                 continue
             cell.spent += units
             cell.ahead -= units
-            if cell.ahead < block(limit) // 2 and cell.ahead < limit.amount - state.used:
+            if cell.ahead < cell.block // 2 and cell.ahead < (cell.counter.limit.amount or 0) - cell.state.used:
                 self._raise_mark(cell, 0)
 
     def _raise_mark(self, cell: _Cell, units: int) -> None:
@@ -270,10 +275,9 @@ class MemoryLimiter:
         marks = {}
         taken = []
         for cell, units in wanted.items():
-            limit = cell.counter.limit
             state = up_to_now(cell.counter, cell.state, now)
-            left = max(0, (limit.amount or 0) - state.used)
-            ahead = max(units, min(block(limit), left))
+            left = max(0, (cell.counter.limit.amount or 0) - state.used)
+            ahead = max(units, min(cell.block, left))
             marks[cell.counter.id] = Reserved(state, ahead)
             taken.append((cell, cell.spent, ahead, _period(state)))
         await self._reservations.save(marks)
@@ -295,7 +299,7 @@ class MemoryLimiter:
         exact = {
             cell.counter.id: Reserved(up_to_now(cell.counter, cell.state, now), 0)
             for cell in self._cells.values()
-            if cell.spent and outlives_its_store(cell.counter.limit)
+            if cell.spent
         }
         ids = list(exact)
         for first in range(0, len(ids), _MARKS_A_WRITE):

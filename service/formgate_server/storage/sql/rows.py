@@ -212,11 +212,11 @@ def usage_values(entry: UsageEntry) -> Values:
 def state_of(values: Sequence[Any]) -> State:
     """Read a counter's state."""
     if len(values) == len(Window._fields):
-        head, used, ring = values
-        return Window(head, used, tuple(ring))
+        head, newest, used, ring = values
+        return Window(head, newest, used, tuple(ring))
     return Span(*values)
 
 
 def state_values(state: State) -> list[Any]:
-    """Write a counter's state: the fields in order, three of a window, two of a span."""
+    """Write a counter's state: the fields in order, four of a window, two of a span."""
     return list(state)

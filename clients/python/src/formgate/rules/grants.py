@@ -134,10 +134,10 @@ class Grants:
         is given. The permissions must be known to the catalogue.
         """
         covering = [
-            rights
+            self._by_resource[path]
             for resource in resources or (EVERYTHING,)
             for path in ancestors(resource)
-            if (rights := self._by_resource.get(path)) is not None
+            if path in self._by_resource
         ]
         if not permissions and not level:
             return Reason.RESOURCE_NOT_ALLOWED if resources and not covering else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from formgate.rules.grants import Level
 from formgate.rules.reason import Reason
@@ -31,8 +31,7 @@ class Standing:
     catalogue: Catalogue
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What a check asks of a key."""
 
     permissions: tuple[str, ...] = ()
