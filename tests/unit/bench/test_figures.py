@@ -6,6 +6,7 @@ from bench.figures import Figures, above, figures, medians, percentile, ratio
 
 
 def of_cpu(*cpu_us: float) -> list[Figures]:
+    """Return rounds that differ in the CPU time only."""
     return [Figures(cpu_us=one, per_second=1.0, p50_ms=1.0, p99_ms=1.0) for one in cpu_us]
 
 

@@ -1,0 +1,113 @@
+"""``make bench``: what a check costs. ``make bench ARGS=--quick`` for a smoke run; docs/performance.md says more."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from bench import h2load, process, scenarios
+from bench.figures import above, medians, ratio
+from bench.memory import cached_key_bytes
+from bench.process import Process
+from bench.report import Report, Target
+from bench.world import Served, served
+
+_FEW_KEYS = 1_000
+
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    rounds: int
+    seconds: float
+    """Of each scenario in each round."""
+    keys: int
+    """The many keys that are compared with 1,000."""
+
+
+_FULL = Size(rounds=5, seconds=5.0, keys=100_000)
+_QUICK = Size(rounds=3, seconds=0.5, keys=5_000)
+
+
+def main() -> None:
+    """Measure, report, and tell by the exit code, where asked to, whether the targets are met."""
+    options = _options()
+    report = measure(_QUICK if options.quick else _FULL)
+    print(report.for_programs() if options.json else report.for_people())
+    if options.strict and not report.met:
+        sys.exit(1)
+
+
+def measure(size: Size) -> Report:
+    """Run every scenario in turn, round after round, so that a change of the machine's pace meets all of them."""
+    generator = h2load.find()
+    cores = process.two_cores()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="formgate-bench-")))
+        _say(f"starting servers with {_FEW_KEYS:,} and {size.keys:,} keys")
+        few = stack.enter_context(served(folder / "few", cores.server, _FEW_KEYS))
+        many = stack.enter_context(served(folder / "many", cores.server, size.keys))
+        echo = stack.enter_context(_echo(few, cores.server, folder))
+        floor = scenarios.floor(generator, echo, few)
+        check = scenarios.check_key(generator, few)
+        check_many = scenarios.check_key(generator, many)
+        batch = scenarios.batch_check_keys(generator, few)
+        all_of_them = [
+            floor,
+            check,
+            check_many,
+            batch,
+            scenarios.record_usage(few),
+            scenarios.floor(generator, echo, few, scenarios.ALONE),
+            scenarios.check_key(generator, few, scenarios.ALONE),
+        ]
+        for number in range(size.rounds):
+            for scenario in all_of_them:
+                _say(f"round {number + 1} of {size.rounds}: {scenario.name}")
+                scenario.run(size.seconds)
+        notes = [few.verify(), many.verify(), _resident(few, many)]
+    _say("weighing cached keys")
+    targets = [
+        Target("CheckKey above the floor", above(check.rounds, floor.rounds), 50, "{:.1f} µs"),
+        Target(f"{size.keys:,} keys to {_FEW_KEYS:,}", ratio(check_many.rounds, check.rounds), 1.10, "{:.2f}"),
+        Target("a check in a batch", medians(batch.rounds).cpu_us, 15, "{:.1f} µs"),
+        Target("a cached key", cached_key_bytes(size.keys), 2_048, "{:,.0f} B"),
+    ]
+    others = max(scenario.others for scenario in all_of_them)
+    notes.append(f"other processes took up to {others:.0%} of the server's core")
+    return Report(generator.version, all_of_them, targets, notes)
+
+
+def _echo(few: Served, core: int, folder: Path) -> Process:
+    """Start the floor, with answers of the size of a real one."""
+    size = few.client.check(few.secrets[0]).ByteSize()
+    few.expected += 1
+    return Process([sys.executable, "-m", "bench.echo", str(size)], core, folder / "echo-logs")
+
+
+def _resident(few: Served, many: Served) -> str:
+    """Tell what the server's memory grows by with a key: in its cache, and its counters."""
+    grown = (many.process.resident() - few.process.resident()) / (len(many.secrets) - len(few.secrets))
+    total = many.process.resident() / 2**20
+    return f"the server of {len(many.secrets):,} keys has {total:,.0f} MiB, {grown:,.0f} B a key with its counters"
+
+
+def _say(what: str) -> None:
+    """Tell how far it is, apart from the result."""
+    print(f"bench: {what} …", file=sys.stderr, flush=True)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure what a check costs.")
+    parser.add_argument("--quick", action="store_true", help="a smoke run of some 20 seconds, with 5,000 keys")
+    parser.add_argument("--json", action="store_true", help="print JSON, every round's figures in it")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 where a target is missed")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
