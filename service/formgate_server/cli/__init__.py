@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -56,13 +57,13 @@ def main() -> None:
     sys.exit(run())
 
 
-def run() -> int:
-    """Run the command; returns its exit code."""
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with ``arguments`` (None: the process'); returns its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that can not show a letter still shows the rest
     try:
-        code: int | None = app(prog_name="formgate", standalone_mode=False)
+        code: int | None = app(arguments, prog_name="formgate", standalone_mode=False)
         sys.stdout.flush()
     except CommandError as error:
         errors.show(error)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from formgate_server.cli import options
-from formgate_server.cli.options import AccountId, EtagText, Json, LimitTexts, Most, Name, Quiet
+from formgate_server.cli.options import AccountId, AccountLimitTexts, EtagText, Json, Most, Name, Quiet
 from formgate_server.cli.remote import Server, remote
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def create(
     policy: Annotated[str, typer.Option("--policy", help="Whose promises its keys keep, for good.")] = "",
     plan: Plan = None,
     time_zone: TimeZone = None,
-    limits: LimitTexts,
+    limits: AccountLimitTexts,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print its id only.")] = False,
     json: Json = False,
 ) -> None:
@@ -93,7 +93,7 @@ def update(
     plan: Plan = None,
     time_zone: TimeZone = None,
     no_time_zone: Annotated[bool, typer.Option("--no-time-zone", help="The plan's time zone.")] = False,
-    limits: LimitTexts,
+    limits: AccountLimitTexts,
     no_limits: Annotated[bool, typer.Option("--no-limits", help="The plan's limits only.")] = False,
     etag: EtagText = "",
     json: Json = False,

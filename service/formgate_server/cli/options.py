@@ -38,6 +38,10 @@ ExpireTimeText = Annotated[
 ]
 TtlText = Annotated[str, typer.Option("--ttl", metavar="DURATION", help="In how long it expires, such as 90d or 12h.")]
 
+_LIMITS = (
+    "A limit of its own: rate=60/1m (rolling), daily=1000/day or monthly=unlimited/month (calendar), "
+    "credits=500/lifetime."
+)
 LimitTexts = Annotated[
     list[str],
     typer.Option(
@@ -45,8 +49,17 @@ LimitTexts = Annotated[
         default_factory=list,
         show_default=False,
         metavar="NAME=AMOUNT/PER",
-        help="A limit of its own: rate=60/1m (rolling), daily=1000/day, monthly=unlimited/month (calendar), "
-        "credits=500/lifetime; with @key or @account: who counts. Repeatable.",
+        help=f"{_LIMITS} Repeatable.",
+    ),
+]
+AccountLimitTexts = Annotated[
+    list[str],
+    typer.Option(
+        "--limit",
+        default_factory=list,
+        show_default=False,
+        metavar="NAME=AMOUNT/PER",
+        help=f"{_LIMITS} With @key at its end, each key counts for itself. Repeatable.",
     ),
 ]
 GrantTexts = Annotated[

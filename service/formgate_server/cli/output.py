@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import IO, Protocol, TypeVar, cast
+from typing import IO, Any, Protocol, TypeVar, cast
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
@@ -37,10 +37,32 @@ def _console(file: IO[str]) -> Console:
     return Console(file=file, width=width, markup=False, emoji=False, highlight=False)
 
 
+def show_people(*parts: RenderableType) -> None:
+    """Print what people read, one part below the other."""
+    console = stdout()
+    if console.is_terminal:
+        console.print(*parts, sep="\n")
+        return
+    with console.capture() as captured:
+        console.print(*parts, sep="\n")
+    # rich fills lines up with blanks, which a file need not keep.
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().split("\n")[:-1]))
+
+
 def as_json(message: Message, *, indent: int | None = 2) -> str:
-    """Write a message as protobuf JSON with the proto's field names: fields that are not set, too; ASCII only."""
+    """Write a message as protobuf JSON in ASCII: all its fields, by their names in the proto and in its order."""
     fields = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
-    return json.dumps(fields, indent=indent)
+    return json.dumps(_in_order(fields, message.DESCRIPTOR), indent=indent)
+
+
+def _in_order(value: Any, kind: Any) -> Any:  # noqa: ANN401 - JSON of any shape; the runtime's descriptor
+    """Put the JSON of a message of ``kind`` (None: none) in the proto's order, whether or not its fields are set."""
+    if isinstance(value, list):
+        return [_in_order(each, kind) for each in value]
+    if not isinstance(value, dict) or kind is None or kind.GetOptions().map_entry:
+        return value
+    present = (field for field in kind.fields if field.name in value)
+    return {field.name: _in_order(value[field.name], field.message_type) for field in present}
 
 
 def show(message: M, wanted: bool, people: Callable[[M], RenderableType]) -> None:
@@ -48,7 +70,7 @@ def show(message: M, wanted: bool, people: Callable[[M], RenderableType]) -> Non
     if wanted:
         print(as_json(message))  # noqa: T201
     else:
-        stdout().print(people(message))
+        show_people(people(message))
 
 
 def show_listing(
@@ -63,12 +85,15 @@ def show_listing(
     if json:
         print_array(message for page in pages for message in page)
         return
-    console = stdout()
+    none = True
     for page in pages:
         if quiet:
             show_ids(map(identify, page))
         elif page:
-            console.print(people(page, console.width))
+            show_people(people(page, stdout().width))
+        none = none and not page
+    if none and not quiet:
+        stderr().print("there are none", style="dim")
 
 
 def show_ids(ids: Iterable[str]) -> None:
@@ -100,9 +125,5 @@ def show_new(answer: WithSecret, about: RenderableType, *, json: bool, secret_on
     if secret_only:
         print(safe(answer.secret))  # noqa: T201
         return
-    console = stdout()
-    console.print(about)
-    console.print()
-    console.print(Text(safe(answer.secret), style="bold green"), soft_wrap=True)
-    console.print()
-    console.print(Text("Hand it to its owner now: it is not shown again.", style="dim"))
+    secret = Text(safe(answer.secret), style="bold green", no_wrap=True, overflow="ignore")
+    show_people(about, "", secret, "", Text("Hand it to its owner now: it is not shown again.", style="dim"))

@@ -12,11 +12,15 @@ from rich.text import Text
 
 from formgate.v1 import accounts_pb2, authorization_pb2, keys_pb2
 from formgate.v1 import resources_pb2 as pb
+from formgate_server.cli.output import stdout
 from formgate_server.cli.syntax import format_grant, format_limit, format_time
 from formgate_server.cli.text import safe
 
 # From so many columns on there is room for more than the most necessary.
 _WIDE = 110
+
+_USUAL_WIDTH = 80
+_TEXTS = frozenset({"NAME", "BOUND TO", "DESCRIPTION", "DETAIL", "LIMITS", "MESSAGE", "PREFIXES", "PLANS", "WHY"})
 
 _STYLES = {
     "active": "green",
@@ -29,10 +33,11 @@ _STYLES = {
 
 
 def table(*columns: str) -> Table:
-    """Return an empty table. What identifies a row, the first column, is never cut or folded."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    for index, column in enumerate(columns):
-        made.add_column(column, no_wrap=index == 0, overflow="fold")
+    """Return an empty table. Where it is too wide, the texts in it are folded, and ids and numbers only at the last."""
+    roomy = stdout().width >= _USUAL_WIDTH
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, no_wrap=roomy and column not in _TEXTS, overflow="fold")
     return made
 
 

@@ -62,6 +62,8 @@ def check(
     ],
 ) -> None:
     """Tell whether policy files are valid. Ends with 1 where one is not."""
+    from rich.text import Text
+
     from formgate_server.cli import output
     from formgate_server.cli.text import safe
     from formgate_server.policies.policy import PolicyError, load, read
@@ -72,9 +74,9 @@ def check(
             names = list(load(path).by_name) if path.is_dir() else [read(path).name]
         except PolicyError as error:
             valid = False
-            output.stdout().print(safe(f"✗ {error}"), style="red", soft_wrap=True)
+            output.show_people(Text(safe(f"✗ {error}"), style="red"))
         else:
-            output.stdout().print(safe(f"✓ {path}: {', '.join(names)}"), style="green", soft_wrap=True)
+            output.show_people(Text(safe(f"✓ {path}: {', '.join(names)}"), style="green"))
     if not valid:
         raise typer.Exit(ExitCode.REFUSED)
 

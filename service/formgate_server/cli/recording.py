@@ -55,17 +55,15 @@ class Tally:
         """DONE where all are recorded, now or before."""
         return ExitCode.REFUSED if self._failures else ExitCode.DONE
 
-    def show(self, *, json: bool) -> None:
-        """Print the summary, with --json beside the results."""
-        console = output.stderr() if json else output.stdout()
-        console.print(
-            people.card({name: f"{number:,}" for name, number in self.outcomes.items()} or {"records": "none"})
+    def show(self) -> None:
+        """Print the summary."""
+        output.show_people(
+            people.card({name: f"{count:,}" for name, count in self.outcomes.items()} or {"records": "0"})
         )
-        if self.failed and not json:
-            console.print()
-            console.print(_failures(self.failed))
-            if self._failures > len(self.failed):
-                console.print(f"… and {self._failures - len(self.failed):,} more; --json tells all")
+        if self.failed:
+            output.show_people("", _failures(self.failed))
+        if self._failures > len(self.failed):
+            output.show_people(f"… and {self._failures - len(self.failed):,} more; --json tells all")
 
 
 def _failures(failed: Iterable[tuple[int, pb.UsageResult]]) -> Table:
@@ -105,7 +103,8 @@ def send_file(server: Server, file: Path, *, json: bool) -> ExitCode:
         else:
             for _ in results:
                 pass
-    tally.show(json=json)
+    if not json:
+        tally.show()
     return tally.exit_code
 
 
@@ -122,9 +121,11 @@ def _results(
                 yield result
             sent_up_to(batch[-1].end)
     except CommandError as error:
-        answered = tally.outcomes.total()
-        error.details = (*error.details, f"{answered:,} records were answered before; what is recorded counts once")
-        error.hint = error.hint or "send the whole file again"
+        if answered := tally.outcomes.total():
+            told = (
+                f"{answered:,} records before it are answered; sent again with the others, they count once all the same"
+            )
+            error.details = (*error.details, told)
         raise
 
 
@@ -153,7 +154,8 @@ def read_lines(stream: Iterable[bytes]) -> Iterator[Line]:
         try:
             yield Line(number, Parse(text, pb.UsageRecord()), end)
         except (ParseError, UnicodeDecodeError) as error:
-            raise CommandError(f"line {number} is no usage record: {error}", ExitCode.USAGE) from None
+            why = str(error).partition("\n")[0]
+            raise CommandError(f"line {number} is no usage record: {why}", ExitCode.USAGE) from None
 
 
 @contextlib.contextmanager

@@ -117,8 +117,6 @@ def _hint(refusal: Refusal, server: Server) -> str:
         )
     if refusal.code is grpc.StatusCode.PERMISSION_DENIED:
         return f"the token of {server.token.source} may not do this: one of role manager may"
-    if refusal.code is grpc.StatusCode.ABORTED:
-        return "it has changed since you read it: look at it again, then repeat this with its new etag"
     if refusal.code is grpc.StatusCode.UNAVAILABLE:
         wait = f" in {format_duration(refusal.retry.retry_delay)}" if refusal.retry else ""
         return f"the server is up, but something that it needs is not: try again{wait}"

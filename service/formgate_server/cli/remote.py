@@ -14,7 +14,7 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from formgate_server.cli.credentials import Token, find_token, is_loopback
-from formgate_server.cli.errors import wrong_usage
+from formgate_server.cli.errors import CommandError, ExitCode, wrong_usage
 
 if TYPE_CHECKING:
     import grpc
@@ -169,6 +169,9 @@ def remote(command: Callable[Concatenate[Server, P], None]) -> Callable[..., Non
         server = Server(_checked(address), find_token(token_file, data, address, os.environ), timeout, spellings)
         try:
             command(server, **given)  # type: ignore[arg-type, call-arg]  # typer gives what the signature below says
+        except UnicodeEncodeError:
+            # What is no UTF-8 on the command line reaches Python as lone surrogates, and no message can hold those.
+            raise CommandError("what is given is not UTF-8 throughout", ExitCode.USAGE) from None
         finally:
             server.close()
 
