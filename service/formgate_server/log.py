@@ -1,7 +1,7 @@
 """The log: structlog, a line an event; for people on a terminal, else JSON.
 
 Secrets never reach it: whatever looks like one is blotted out, wherever it stands. Nor can a value forge a line:
-control characters are shown, not sent.
+control characters are shown, not sent; a traceback's lines, which only people are shown as lines, are indented.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any, Literal
 
 import structlog
 
-_SECRET = re.compile(r"(?<![0-9A-Za-z])([A-Za-z0-9_-]{1,32}_)[0-9A-Za-z]{49}(?![0-9A-Za-z])")
-_BEARER = re.compile(r"(?i)(bearer )\S+")
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_SECRET = re.compile(r"_[0-9A-Za-z]{49,}")  # longer ones too: one with something stuck to it is still a secret
+_BEARER = re.compile(r"(?i)(bearer\s+)\S+")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_TRACES = frozenset({"exception", "stack"})
 _LONGEST = 4_000
 
 
@@ -59,18 +60,28 @@ def set_up(level: str, form: Literal["console", "json"] | None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("aiosqlite", "asyncio"):  # a line for every statement and every poll
+    for noisy in ("aiosqlite", "asyncio", "grpc"):  # a line for every statement, every poll, every call
         logging.getLogger(noisy).setLevel(max(logging.INFO, root.level))
+
+
+def blot(text: str) -> str:
+    """Blot out what looks like a secret."""
+    return _SECRET.sub("_[secret]", text)
 
 
 def clean(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Blot out secrets and show control characters, in every text of the event."""
-    return {key: _clean(value) for key, value in event.items()}
+    return {
+        _clean(key): "\n    ".join(map(_clean, value.splitlines()))
+        if key in _TRACES and isinstance(value, str)
+        else _clean(value)
+        for key, value in event.items()
+    }
 
 
 def _clean(value: Any) -> Any:  # noqa: ANN401 - anything may be logged
     if isinstance(value, str):
-        text = _BEARER.sub(r"\1[secret]", _SECRET.sub(r"\1[secret]", value[:_LONGEST]))
+        text = _BEARER.sub(r"\1[secret]", blot(value))[:_LONGEST]  # cut last, so that no half of a secret is left
         return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     if isinstance(value, dict):
         return {_clean(key): _clean(item) for key, item in value.items()}

@@ -110,7 +110,7 @@ def _bearer(authorization: str) -> str | Reason:
         return Reason.MISSING_AUTHORIZATION
     scheme, _, token = value.partition(" ")
     token = token.lstrip(" ")
-    if scheme.lower() != "bearer" or not token or any(character.isspace() for character in token):
+    if scheme.lower() != "bearer" or token.split() != [token]:
         return Reason.MALFORMED_AUTHORIZATION
     return token
 

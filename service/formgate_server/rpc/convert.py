@@ -5,7 +5,7 @@ Total both ways: whatever can be sent is a value, or an InvalidArgumentError nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from enum import IntEnum
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from formgate_server.core.manage_accounts import NewAccount
 from formgate_server.core.manage_tokens import NewToken
 from formgate_server.core.ports import KeyFilter
 from formgate_server.core.verdict import CheckQuery, Reason, Verdict
+from formgate_server.log import blot
 
 E = TypeVar("E", bound=IntEnum)
 
@@ -68,8 +69,9 @@ def duration(message: Message, name: str, prefix: str = "") -> int | None:
     return (seconds * _NANOS + nanos) // 1_000
 
 
-def grants(messages: Iterable[resources_pb2.Grant], field: str = "grants") -> tuple[Grant, ...]:
+def grants(messages: Collection[resources_pb2.Grant], field: str = "grants") -> tuple[Grant, ...]:
     """Read grants."""
+    fields.at_most(messages, fields.MOST_GRANTS, field)  # before millions of them are read
     return tuple(
         Grant(
             message.resource,
@@ -81,9 +83,10 @@ def grants(messages: Iterable[resources_pb2.Grant], field: str = "grants") -> tu
 
 
 def limits(
-    messages: Iterable[resources_pb2.Limit], usual: model.Holder, field: str = "limits"
+    messages: Collection[resources_pb2.Limit], usual: model.Holder, field: str = "limits"
 ) -> tuple[model.Limit, ...]:
     """Read limits; who holds one is ``usual`` where it is not said."""
+    fields.at_most(messages, fields.MOST_LIMITS, field)
     return tuple(_limit(message, usual, f"{field}[{index}]") for index, message in enumerate(messages))
 
 
@@ -387,4 +390,4 @@ def check_response(verdict: Verdict, response: authorization_pb2.CheckKeyRespons
         for name, value in denial.headers:
             response.http_denial.headers.add(name=name, value=value)
     for step in verdict.steps:
-        response.explanation.add(step=step.name, outcome=number(step.outcome), detail=step.detail)
+        response.explanation.add(step=step.name, outcome=number(step.outcome), detail=blot(step.detail))

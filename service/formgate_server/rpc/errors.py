@@ -6,6 +6,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from formgate_server.core import errors
+from formgate_server.log import blot
 
 DOMAIN = "formgate"
 _RETRY_SECONDS = 1
@@ -24,8 +25,9 @@ _CODES: dict[type[errors.FormgateError], code_pb2.Code] = {
 
 
 def to_status(error: errors.FormgateError) -> status_pb2.Status:
-    """Return the status that tells ``error``."""
-    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    """Return the status that tells ``error``. A secret in the place of an id, which messages name, is not told back."""
+    metadata = {name: blot(value) for name, value in error.metadata.items()}
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
     details = [_packed(info)]
     if isinstance(error, errors.InvalidArgumentError):
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.description)
@@ -34,7 +36,7 @@ def to_status(error: errors.FormgateError) -> status_pb2.Status:
         delay = duration_pb2.Duration(seconds=_RETRY_SECONDS)
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
     code = _CODES.get(type(error), code_pb2.INTERNAL)
-    return status_pb2.Status(code=code, message=error.message, details=details)
+    return status_pb2.Status(code=code, message=blot(error.message), details=details)
 
 
 def internal() -> status_pb2.Status:

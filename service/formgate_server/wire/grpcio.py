@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+from grpc_health.v1 import health, health_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from formgate_server.core.errors import FormgateError
+from formgate_server.core.errors import FormgateError, InvalidArgumentError
 from formgate_server.core.model import ServiceRole
 from formgate_server.rpc.dispatch import Call, Dispatch, RpcError
 from formgate_server.rpc.errors import to_status
@@ -21,6 +22,7 @@ from formgate_server.rpc.methods import SERVICES, Method
 _DETAILS = "grpc-status-details-bin"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+_BROKEN = to_status(InvalidArgumentError("request", "is broken, or a string is not UTF-8"))
 _EVERYBODY = frozenset(ServiceRole)
 _OPTIONS = (
     ("grpc.max_receive_message_length", 8 * 1024 * 1024),
@@ -36,10 +38,9 @@ class GrpcServer:
         self._server = grpc.aio.server(options=_OPTIONS)
         self._server.add_generic_rpc_handlers((_Handlers(dispatch, methods),))
         self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [*(service.full_name for service in SERVICES), health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflected = _Reflection(dispatch, names)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, self._server)  # type: ignore[no-untyped-call]
+        self._server.add_generic_rpc_handlers(tuple(_library_handlers(self._health, reflected)))
         self._names = ["", *(service.full_name for service in SERVICES)]
 
     async def start(self, address: str) -> int:
@@ -91,7 +92,54 @@ async def _abort(context: _Context, status: status_pb2.Status) -> NoReturn:
 
 
 def _call(context: _Context) -> Call:
-    return Call(dict(cast("Iterable[tuple[str, str | bytes]]", context.invocation_metadata() or ())))
+    sent = cast("Sequence[tuple[str, str | bytes]]", context.invocation_metadata() or ())
+    metadata = dict(sent)
+    if len(metadata) != len(sent):  # who sends two tokens is neither's caller: together they are one that is unknown
+        for name in metadata:
+            metadata[name] = ", ".join(str(value) for key, value in sent if key == name)  # as RFC 9110, 5.3 reads them
+    return Call(metadata)
+
+
+def _library_handlers(health_: health.aio.HealthServicer, reflected: _Reflection) -> Iterable[grpc.GenericRpcHandler]:
+    """Register health and reflection by hand.
+
+    As the libraries do it, a broken request raises in grpc: UNKNOWN, and a traceback in the log for every stranger.
+    """
+
+    def to_bytes(message: Message) -> bytes:
+        return message.SerializeToString()
+
+    check = grpc.unary_unary_rpc_method_handler(
+        _whole(health_.Check), _decoder(health_pb2.HealthCheckRequest), to_bytes
+    )
+    watch = grpc.unary_stream_rpc_method_handler(
+        _whole(health_.Watch), _decoder(health_pb2.HealthCheckRequest), to_bytes
+    )
+    info = grpc.stream_stream_rpc_method_handler(
+        reflected.ServerReflectionInfo, _decoder(reflection_pb2.ServerReflectionRequest), to_bytes
+    )
+    yield grpc.method_handlers_generic_handler(health.SERVICE_NAME, {"Check": check, "Watch": watch})
+    yield grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, {"ServerReflectionInfo": info})
+
+
+def _decoder(kind: type[Message]) -> Callable[[bytes], Message | None]:
+    def decode(payload: bytes) -> Message | None:
+        try:
+            return kind.FromString(payload)
+        except DecodeError:
+            return None
+
+    return decode
+
+
+def _whole(method: Any) -> Any:  # noqa: ANN401 - grpc's own
+    async def answer(request: Message | None, context: _Context) -> Message | None:
+        if request is None:
+            await _abort(context, _BROKEN)
+        result: Message | None = await method(request, context)
+        return result
+
+    return answer
 
 
 class _Reflection(ReflectionServicer):
@@ -110,5 +158,15 @@ class _Reflection(ReflectionServicer):
             await self._dispatch.caller(_call(context), _EVERYBODY)
         except FormgateError as error:
             await _abort(context, to_status(error))
-        async for response in super().ServerReflectionInfo(request_iterator, context):  # type: ignore[attr-defined]
+        requests = _until_broken(request_iterator, context)
+        async for response in super().ServerReflectionInfo(requests, context):  # type: ignore[attr-defined]
             yield response
+
+
+async def _until_broken(
+    requests: AsyncIterable[reflection_pb2.ServerReflectionRequest | None], context: _Context
+) -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
+    async for request in requests:
+        if request is None:
+            await _abort(context, _BROKEN)
+        yield request
