@@ -1,0 +1,161 @@
+"""What the documentation says is so: its commands are run as they stand, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from formgate_server.settings import Settings
+from tests.support.server import COMMAND, Server
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+EXAMPLE = ROOT / "examples" / "ask_formgate.py"
+OPERATIONS = ROOT / "docs" / "operations" / "embedded.md"
+TYPED = [README, *sorted((ROOT / "docs" / "guides").glob("*.md"))]
+PAGES = sorted(
+    page
+    for folder in (ROOT, ROOT / "docs", ROOT / "clients" / "python")
+    for page in (folder.glob("*.md") if folder == ROOT else folder.rglob("*.md"))
+)
+
+_CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_END = "\x1e"
+
+# What is another every time, each in its fixed width, so that tables stay as they are.
+_VARYING = (
+    (re.compile(r"\b(key|tok|acc)_[0-9A-Za-z]{22}\b"), r"\1_ID"),
+    (re.compile(r"(?<=\.\.\.)[0-9A-Za-z]{4}\b"), "LAST"),
+    (re.compile(r"\b(fg_live|fg_test|fgt)_[0-9A-Za-z]{49}\b"), r"\1_SECRET"),
+    (re.compile(r"\b\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2}(\.\d+)?Z"), "TIME"),
+    (re.compile(r"\bin (\d+(d|h|ms|m|us|s))+"), "in A_WHILE"),
+)
+
+
+def _without_varying(text: str) -> str:
+    for pattern, name in _VARYING:
+        text = pattern.sub(name, text)
+    return text
+
+
+def _typed(page: Path) -> Iterator[tuple[str, str]]:
+    """Yield the commands of a page with the output that it shows for each."""
+    for block in _CONSOLE.findall(page.read_text(encoding="utf-8")):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            yield command, output
+
+
+def _run(commands: list[str], server: Server) -> list[str]:
+    """Type commands into one shell, in the repository, and return what each has printed."""
+    script = "".join(f"{command}\nprintf '\\036'\n" for command in commands)
+    environment = server.environment | {
+        "FORMGATE_ADDRESS": server.address,  # the page's server has the ports and the folder that serve has by itself
+        "FORMGATE_DATA": str(server.data),
+        "PATH": f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}",
+        "LC_ALL": "C.UTF-8",
+        "TMPDIR": str(server.folder),
+    }
+    environment.pop("COLUMNS", None)
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        timeout=280,
+        check=False,
+    )
+    return done.stdout.split(_END)[:-1]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("page", TYPED, ids=lambda page: page.name)
+def test_what_a_page_shows_is_what_its_commands_print(page: Path, tmp_path: Path) -> None:
+    """Typed as they stand against a fresh server, a page's commands print what it shows, but for ids and times."""
+    typed = list(_typed(page))
+    assert typed, f"{page.name} has no commands"
+    with Server(tmp_path) as server:
+        printed = _run([command for command, _ in typed], server)
+    assert len(printed) == len(typed)
+    for (command, shown), output in zip(typed, printed, strict=True):
+        assert _without_varying(output) == _without_varying(shown), f"$ {command}"
+
+
+def test_the_ready_line_is_the_servers(tmp_path: Path) -> None:
+    """The README shows the line that the server prints, with the addresses and the folder that it has by itself."""
+    with Server(tmp_path) as server:
+        ready = server.stdout.read_text(encoding="utf-8")
+    settings = Settings.model_fields
+    for mine, usual in ((server.address, "listen"), (server.http, "http"), (str(server.data), "data")):
+        ready = ready.replace(mine, str(settings[usual].default))
+    assert f"```text\n{ready}```" in README.read_text(encoding="utf-8")
+
+
+def test_the_python_caller_is_the_example() -> None:
+    """The README's Python is the file that its commands run."""
+    assert _PYTHON.findall(README.read_text(encoding="utf-8")) == [EXAMPLE.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link of a page names a file or folder, and a heading of it where it names one."""
+    for target in _LINK.findall(_CODE.sub("", page.read_text(encoding="utf-8"))):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path) if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in {_anchor(heading) for heading in _HEADING.findall(file.read_text(encoding="utf-8"))}, target
+
+
+def _anchor(heading: str) -> str:
+    """Return the fragment that readers of Markdown give a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "docs" / "architecture.md"], ids=lambda page: page.name)
+def test_files_that_are_named_are_there(page: Path) -> None:
+    """Every Python, proto or TOML file that a page names between backticks or as a link's text exists."""
+    roots = [
+        ROOT,
+        ROOT / "service" / "formgate_server",
+        ROOT / "clients" / "python" / "src" / "formgate",
+        ROOT / "protos" / "formgate" / "v1",
+        *(ROOT / "service" / "formgate_server" / name for name in ("core", "rpc", "storage", "storage/sql")),
+    ]
+    text = _CODE.sub("", page.read_text(encoding="utf-8"))
+    named = set(re.findall(r"[`\[]([\w./]+\.(?:py|proto|toml))[`\]]", text))
+    assert named
+    assert [name for name in sorted(named) if not any((root / name).exists() for root in roots)] == []
+
+
+def test_every_setting_is_explained_with_its_default() -> None:
+    """The table of settings has every setting by its variable, with the default that it really has, and no other."""
+    rows = re.findall(r"^\| `(FORMGATE_\w+)` \| `--([\w-]+)` \| (.*?) \|", OPERATIONS.read_text("utf-8"), re.MULTILINE)
+    shown = {variable: (option, default) for variable, option, default in rows}
+    real = {
+        f"FORMGATE_{name.upper()}": (name.replace("_", "-"), _written(field.default))
+        for name, field in Settings.model_fields.items()
+    }
+    assert shown == real
+
+
+def _written(default: object) -> str:
+    if default is None:
+        return "none"
+    if isinstance(default, bool):
+        return "`true`" if default else "`false`"
+    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
