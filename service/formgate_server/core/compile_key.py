@@ -30,7 +30,6 @@ def compile_key(key: Key, account: Account, policy: Policy) -> KeyRecord:
         addresses=AddressRules(key.ip_rules) if key.ip_rules else None,
         api_groups=frozenset(key.api_groups),
         grants=Grants(key.grants, policy.catalogue),
-        catalogue=policy.catalogue,
     )
     return KeyRecord(key, policy, standing, counters(account, policy.plans[account.plan], key), account.epoch)
 

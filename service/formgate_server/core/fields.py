@@ -32,6 +32,7 @@ LAST_INSTANT = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z, the last 
 _SHORTEST_WINDOW = 1_000
 _LONGEST_WINDOW = 366 * 86_400 * 1_000_000
 _LONGEST_RESOURCE = 1_024
+_LONGEST_PERMISSION = 256
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _DOTS = frozenset({".", ".."})
 _SEGMENT = r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9_.-]{1,64}"
@@ -101,7 +102,10 @@ def resource(value: str, field: str) -> str:
 def resources(values: Sequence[str], field: str = "resources") -> tuple[str, ...]:
     """Check the paths of a check."""
     at_most(values, MOST_RESOURCES, field)
-    return tuple(resource(value, f"{field}[{index}]") for index, value in enumerate(values))
+    for index, value in enumerate(values):
+        if len(value) > _LONGEST_RESOURCE or _PATH.fullmatch(value) is None:
+            resource(value, f"{field}[{index}]")
+    return tuple(values)
 
 
 def source_ip(value: str, field: str = "source_ip") -> str:
@@ -193,7 +197,10 @@ def permissions(values: Sequence[str], policy: Policy, field: str) -> tuple[str,
 def asked_permissions(values: Sequence[str], field: str = "permissions") -> tuple[str, ...]:
     """Check what a check asks for; whether the catalogue has it is the verdict's matter."""
     at_most(values, MOST_PERMISSIONS, field)
-    return tuple(text(value, f"{field}[{index}]", 256) for index, value in enumerate(values))
+    for index, value in enumerate(values):
+        if len(value) > _LONGEST_PERMISSION or not value.isascii() or not value.isprintable():
+            text(value, f"{field}[{index}]", _LONGEST_PERMISSION)
+    return tuple(values)
 
 
 def api_groups(values: Sequence[str], policy: Policy, field: str = "api_groups") -> tuple[str, ...]:

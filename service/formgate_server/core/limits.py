@@ -189,10 +189,11 @@ def _leaves_at(limit: Limit, number: int) -> int:
 def standing(counter: Counter, state: State) -> Standing:
     """Tell where the limit stands, ``state`` being up to now."""
     limit = counter.limit
-    if limit.amount is None:
+    amount, used = limit.amount, state.used
+    if amount is None:
         return Standing(limit, 0, None)
-    remaining = max(0, limit.amount - state.used)
-    if not state.used:
+    remaining = amount - used if used < amount else 0
+    if not used:
         return Standing(limit, remaining, None)
     if isinstance(state, Span):
         return Standing(limit, remaining, state.end if state.end != FOREVER else None)

@@ -249,7 +249,7 @@ def key_filter(message: keys_pb2.ListKeysRequest) -> KeyFilter:
 
 def number(value: IntEnum) -> Any:  # noqa: ANN401 - the stubs have a type for each enum's numbers
     """Write an enum's value."""
-    return value.value
+    return value
 
 
 def timestamp(at: int | None) -> Timestamp | None:
@@ -351,9 +351,10 @@ def _tell_limit(message: resources_pb2.LimitStatus, value: Standing) -> None:
         message.amount = limit_.amount
         message.remaining = remaining
     if reset_time is not None:
-        seconds, micros = divmod(reset_time, _SECOND)
-        message.reset_time.seconds = seconds
-        message.reset_time.nanos = micros * 1_000
+        told = message.reset_time
+        told.seconds, micros = divmod(reset_time, _SECOND)
+        if micros:
+            told.nanos = micros * 1_000
 
 
 def _tell_key(message: authorization_pb2.CheckedKey, value: model.Key) -> None:
@@ -361,7 +362,8 @@ def _tell_key(message: authorization_pb2.CheckedKey, value: model.Key) -> None:
     message.account_id = value.account_id
     message.display_name = value.display_name
     message.environment = number(value.environment)
-    message.created_by = value.created_by
+    if value.created_by:
+        message.created_by = value.created_by
     if value.metadata:
         message.metadata.update(value.metadata)
     if value.expire_time is not None:
@@ -370,12 +372,14 @@ def _tell_key(message: authorization_pb2.CheckedKey, value: model.Key) -> None:
 
 def check_response(verdict: Verdict, response: authorization_pb2.CheckKeyResponse) -> None:
     """Write a verdict into an empty response."""
-    response.allowed = verdict.reason is Reason.OK
-    response.reason = number(verdict.reason)
-    response.message = verdict.message
+    reason, record = verdict.reason, verdict.record
+    response.allowed = reason is Reason.OK
+    response.reason = number(reason)
     response.http_status = verdict.http_status
-    response.degraded = verdict.degraded
-    record = verdict.record
+    if verdict.message:
+        response.message = verdict.message
+    if verdict.degraded:
+        response.degraded = True
     if record is not None:
         response.epoch = record.epoch
         _tell_key(response.key, record.key)

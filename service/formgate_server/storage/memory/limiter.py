@@ -80,16 +80,18 @@ class MemoryLimiter:
         *,
         on_degraded: Callable[[bool], None] = lambda _: None,
         retry_seconds: float = 1.0,
+        patience_seconds: float = 2.0,
     ) -> None:
         """Count by ``clock``.
 
         ``on_degraded`` is told when the database stops, and begins again, to take marks; it is tried every
-        ``retry_seconds``.
+        ``retry_seconds``. A write that takes longer than ``patience_seconds`` is waited for by no check.
         """
         self._clock = clock
         self._reservations = reservations
         self._on_degraded = on_degraded
         self._retry_seconds = retry_seconds
+        self._patience_seconds = patience_seconds
         self._degraded = False
         self._epochs: dict[str, int] = {}
         self._incarnations: dict[str, int] = {}
@@ -109,11 +111,12 @@ class MemoryLimiter:
                 return moved
             if not charge.counters:
                 return Charged(None, None, (), self._degraded)
-            cells = [self._cells.get(counter.id) for counter in charge.counters]
-            if None in cells:
+            try:
+                cells = [self._cells[counter.id] for counter in charge.counters]
+            except KeyError:
                 await self._load(charge.counters)
                 continue
-            charged = self._spend(charge, [cell for cell in cells if cell is not None])
+            charged = self._spend(charge, cells)
             if charged is not None:
                 return charged
             await self._written.wait()
@@ -184,24 +187,27 @@ class MemoryLimiter:
             admission = self._admissions.get(old)
             if admission is not None and admission.time == time:  # else refunded, or admitted again since
                 del self._admissions[old]
-        charged = tuple((cell, moment(cell.state)) for cell in cells if cell.state is not None)
+        charged = tuple(
+            (cell, moment(cell.state))
+            for cell in cells
+            if cell.state is not None and cell.counter.limit.amount is not None
+        )
         self._admissions[request] = _Admission(now, cost, charged)
         self._admitted.append((now, request))
 
     async def adjust(self, counters: Sequence[Counter], units: int) -> None:
         """See ``Limiter.adjust``."""
+        counters = [counter for counter in counters if counter.limit.amount is not None]
         await self._load(counters)
         cells = [self._cells[counter.id] for counter in counters]
         while True:
             now = self._clock.now()
-            states = [
-                add(up_to_now(counter, cell.state, now), units) for counter, cell in zip(counters, cells, strict=True)
-            ]
+            states = [up_to_now(counter, cell.state, now) for counter, cell in zip(counters, cells, strict=True)]
             if self._covered(counters, cells, states, units):
                 break
             await self._written.wait()
         for cell, state in zip(cells, states, strict=True):
-            cell.state = state
+            cell.state = add(state, units)
         self._note(cells, units)
 
     async def refund(self, key_id: str, request_id: str) -> None:
@@ -212,6 +218,8 @@ class MemoryLimiter:
             return
         for cell, charged_at in admission.charged:
             cell.state = give_back(up_to_now(cell.counter, cell.state, now), admission.cost, charged_at)
+            if cell.block:
+                self._raise_mark(cell, 0)  # a mark that stays above what was given back would cost it after all
 
     async def _load(self, counters: Sequence[Counter]) -> None:
         """See to it that there are cells, those that outlived an earlier process as the database has them."""
@@ -227,14 +235,18 @@ class MemoryLimiter:
     def _covered(
         self, counters: Sequence[Counter], cells: Sequence[_Cell], states: Sequence[State], units: int
     ) -> bool:
-        """Tell whether ``units`` stay under the marks of all cells; those whose do not are raised."""
+        """Tell whether ``units`` stay under the marks of all cells; where they do not, these are raised."""
         covered = True
         for counter, cell, state in zip(counters, cells, states, strict=True):
-            if cell.counter.limit is not counter.limit:
+            known = cell.counter
+            if known.limit is not counter.limit or known.zone != counter.zone:
                 cell.count_by(counter)
             if cell.block and cell.headroom(state) < units:
                 covered = False
-                self._raise_mark(cell, units)
+        if not covered:
+            for cell in cells:  # those that are high enough must stay so until the others are
+                if cell.block:
+                    self._raise_mark(cell, units)
         return covered or self._degraded
 
     def _note(self, cells: Sequence[_Cell], units: int) -> None:
@@ -244,7 +256,8 @@ class MemoryLimiter:
                 continue
             cell.spent += units
             cell.ahead -= units
-            if cell.ahead < cell.block // 2 and cell.ahead < (cell.counter.limit.amount or 0) - cell.state.used:
+            left = (cell.counter.limit.amount or 0) - cell.state.used
+            if cell.ahead < cell.block // 2 and cell.ahead < max(0, left):
                 self._raise_mark(cell, 0)
 
     def _raise_mark(self, cell: _Cell, units: int) -> None:
@@ -258,17 +271,27 @@ class MemoryLimiter:
         while self._wanted:
             wanted, self._wanted = self._wanted, {}
             written, self._written = self._written, asyncio.Event()
+            patience = asyncio.get_running_loop().call_later(self._patience_seconds, self._give_up, written)
             try:
                 await self._write(wanted)
-            except Exception:  # noqa: BLE001 - whatever it was, no check may hang on it
+            except (Exception, asyncio.CancelledError):  # whatever it was, no check may hang on it
+                if _is_cancelled():
+                    raise
                 self._wanted = wanted | self._wanted
-                self._set_degraded(degraded=True)
-                written.set()
+                self._give_up(written)
                 await asyncio.sleep(self._retry_seconds)
             else:
                 self._set_degraded(degraded=False)
                 written.set()
+                await asyncio.sleep(0)  # first come those who wait for this write
+            finally:
+                patience.cancel()
         self._writer = None
+
+    def _give_up(self, written: asyncio.Event) -> None:
+        """Let charges go on though their marks are not written."""
+        self._set_degraded(degraded=True)
+        written.set()
 
     async def _write(self, wanted: dict[_Cell, int]) -> None:
         now = self._clock.now()
@@ -278,12 +301,15 @@ class MemoryLimiter:
             state = up_to_now(cell.counter, cell.state, now)
             left = max(0, (cell.counter.limit.amount or 0) - state.used)
             ahead = max(units, min(cell.block, left))
+            cell.ahead = min(cell.ahead, ahead)  # what is charged meanwhile must fit under both marks
             marks[cell.counter.id] = Reserved(state, ahead)
             taken.append((cell, cell.spent, ahead, _period(state)))
         await self._reservations.save(marks)
         for cell, spent, ahead, period in taken:
             cell.ahead = ahead - (cell.spent - spent)
             cell.marked = period
+            if ahead > cell.block:
+                self._wanted.setdefault(cell, 0)  # made to measure; used or not, it may not stay so high
 
     def _set_degraded(self, *, degraded: bool) -> None:
         if degraded is not self._degraded:
@@ -299,7 +325,7 @@ class MemoryLimiter:
         exact = {
             cell.counter.id: Reserved(up_to_now(cell.counter, cell.state, now), 0)
             for cell in self._cells.values()
-            if cell.spent
+            if cell.spent or cell.ahead
         }
         ids = list(exact)
         for first in range(0, len(ids), _MARKS_A_WRITE):
@@ -308,8 +334,12 @@ class MemoryLimiter:
 
 def _restored(counter: Counter, mark: Reserved, now: int) -> State:
     """Return a counter as its mark has it: all that may have been charged since counts as charged."""
-    amount = counter.limit.amount
-    ahead = mark.ahead if amount is None else min(mark.ahead, max(0, amount - mark.state.used))
     if isinstance(mark.state, Span):
-        return up_to_now(counter, add(mark.state, ahead), now)
-    return add(up_to_now(counter, mark.state, now), ahead)  # when in the window it was charged is not known: now
+        return up_to_now(counter, add(mark.state, mark.ahead), now)
+    return add(up_to_now(counter, mark.state, now), mark.ahead)  # when in the window it was charged is not known: now
+
+
+def _is_cancelled() -> bool:
+    """Tell whether it is this very task that is to end, not something that it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

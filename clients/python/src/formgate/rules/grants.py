@@ -7,7 +7,7 @@ A resource is a path. A grant covers its resource and all below it by whole segm
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -99,25 +99,25 @@ class Rights:
 NO_RIGHTS = Rights()
 
 
-def ancestors(resource: str) -> Iterator[str]:
-    """Yield the resources a grant on which covers ``resource``: itself, those above it, and ``*`` where that counts."""
-    path = resource
-    while True:
-        yield path
-        cut = path.rfind("/")
-        if cut < 0:
-            break
-        path = path[:cut]
-    if path not in (EVERYTHING, ORGANIZATION):
-        yield EVERYTHING
+def ancestors(resource: str) -> list[str]:
+    """Return the resources a grant on which covers ``resource``: itself, those above it, and ``*`` where that counts."""
+    paths = [resource]
+    path, slash, _ = resource.rpartition("/")
+    while slash:
+        paths.append(path)
+        path, slash, _ = path.rpartition("/")
+    if paths[-1] != ORGANIZATION and resource != EVERYTHING:
+        paths.append(EVERYTHING)
+    return paths
 
 
 class Grants:
     """A key's grants, compiled: a question costs the depth of the resource, however many grants there are."""
 
-    __slots__ = ("_anywhere", "_by_resource")
+    __slots__ = ("_anywhere", "_by_resource", "_catalogue")
 
     def __init__(self, grants: Iterable[Grant], catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
         self._by_resource: dict[str, Rights] = {}
         anywhere = NO_RIGHTS
         for grant in grants:
@@ -126,27 +126,34 @@ class Grants:
             anywhere = anywhere.with_grant(grant, catalogue)
         self._anywhere = anywhere
 
-    def denial(self, permissions: Iterable[str], level: Level, resources: Iterable[str]) -> Reason | None:
+    def denial(self, permissions: Collection[str], level: Level, resources: Collection[str]) -> Reason | None:
         """Say why these permissions and this level are not granted on any of these resources; None: they are.
 
         Each permission, and the level, must be held by a grant that covers at least one of the resources; without
         resources only grants on ``*`` count. Without permissions and level, a grant must cover some resource, where any
-        is given. The permissions must be known to the catalogue.
+        is given. A permission that the catalogue does not know is held by nobody.
         """
-        covering = [
-            self._by_resource[path]
-            for resource in resources or (EVERYTHING,)
-            for path in ancestors(resource)
-            if path in self._by_resource
-        ]
+        covering = self._covering(resources or (EVERYTHING,))
         if not permissions and not level:
             return Reason.RESOURCE_NOT_ALLOWED if resources and not covering else None
         anywhere = self._anywhere
-        if not anywhere.reach(level) or not all(map(anywhere.hold, permissions)):
+        if not anywhere.reach(level):
             return Reason.PERMISSION_DENIED
+        for permission in permissions:  # one that a grant names is known: it was checked when it was granted
+            if permission not in anywhere.names and not (
+                anywhere.hold(permission) and self._catalogue.knows(permission)
+            ):
+                return Reason.PERMISSION_DENIED
         if level and not any(rights.reach(level) for rights in covering):
             return Reason.RESOURCE_NOT_ALLOWED
         for permission in permissions:
             if not any(rights.hold(permission) for rights in covering):
                 return Reason.RESOURCE_NOT_ALLOWED
         return None
+
+    def _covering(self, resources: Iterable[str]) -> list[Rights]:
+        """Return the rights of every grant that covers one of the resources."""
+        granted = self._by_resource
+        if not granted:
+            return []
+        return [granted[path] for resource in resources for path in ancestors(resource) if path in granted]

@@ -10,7 +10,7 @@ from formgate.rules.reason import Reason
 
 if TYPE_CHECKING:
     from formgate.rules.addresses import AddressRules
-    from formgate.rules.grants import Catalogue, Grants
+    from formgate.rules.grants import Grants
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,6 @@ class Standing:
     api_groups: frozenset[str]
     """Empty: all."""
     grants: Grants
-    catalogue: Catalogue
 
 
 class Wanted(NamedTuple):
@@ -59,6 +58,6 @@ def denial(key: Standing, wanted: Wanted, now: int) -> Reason | None:
         return Reason.IP_NOT_ALLOWED
     if key.api_groups and wanted.api_group not in key.api_groups:
         return Reason.API_GROUP_NOT_ALLOWED
-    if wanted.level is None or not all(map(key.catalogue.knows, wanted.permissions)):
+    if wanted.level is None:
         return Reason.PERMISSION_DENIED
     return key.grants.denial(wanted.permissions, wanted.level, wanted.resources)
