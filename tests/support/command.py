@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import fcntl
 import io
@@ -41,7 +42,10 @@ def run_here(*arguments: str, given: str | bytes = "", environment: Mapping[str,
         mock.patch.dict(os.environ, clean_environment(environment), clear=True),
         mock.patch.multiple(sys, stdin=stdin, stdout=out, stderr=err),
     ):
-        code = cli.run(arguments)
+        try:
+            code = cli.run(arguments)
+        except SystemExit as ended:  # so ends what completes words for the shell
+            code = int(ended.code or 0)
     return Result(code, _printed(out), _printed(err))
 
 
@@ -81,6 +85,7 @@ class Terminal:
     def __init__(self, process: subprocess.Popen[bytes], descriptor: int) -> None:
         self._process = process
         self._descriptor = descriptor
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a read may end within a letter
         self.screen = ""
         """All that it printed so far, with its control sequences; a line ends with CR LF."""
 
@@ -110,7 +115,7 @@ class Terminal:
             if error.errno != errno.EIO:  # what Linux says when the other end is closed
                 raise
             return False
-        self.screen += got.decode(errors="replace")
+        self.screen += self._decoder.decode(got)
         return bool(got)
 
 

@@ -1,0 +1,115 @@
+"""The command on a terminal: what people see, type and press."""
+
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.command import on_terminal, run_here
+from tests.support.server import COMMAND, Server, clean_environment
+
+CSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all of these, with an account and a key."""
+    with Server(tmp_path_factory.mktemp("server")) as server:
+        for arguments in (
+            ("account", "create", "acme", "--name", "Acme Incorporated of Someplace", "--limit", "monthly=1000/month"),
+            ("key", "create", "--account", "acme", "--name", "a rather long name for a key", "--limit", "rate=60/1m"),
+        ):
+            assert run_here(*arguments, environment=told(server)).code == 0
+        yield server
+
+
+def told(server: Server) -> dict[str, str]:
+    """Where the server and its data are."""
+    return {"FORMGATE_ADDRESS": server.address, "FORMGATE_DATA": str(server.data)}
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("key", "list", "--account", "acme"), ("account", "list"), ("token", "list"), ("account", "get", "acme"),
+        ("policy", "list"), ("policy", "show", "default"), ("key", "create", "--help"), ("check", "x"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_everything_fits_the_terminal(server: Server, arguments: tuple[str, ...], columns: int) -> None:
+    """No line is wider than the terminal, ids are whole, and there is colour."""
+    with on_terminal(*arguments, columns=columns, environment=told(server)) as terminal:
+        code = terminal.wait()
+    assert code == (1 if arguments[0] == "check" else 0)
+    lines = CSI.sub("", terminal.screen).replace("\r", "").split("\n")
+    assert max(map(len, lines)) <= columns
+    assert "\x1b[" in terminal.screen
+    if arguments[:2] == ("key", "list"):
+        assert re.search(r"^key_\w{22} ", lines[2])
+        assert ("LAST USED" in lines[0]) == (columns == 120)
+
+
+def test_no_colour_where_none_is_wanted(server: Server) -> None:
+    """NO_COLOR is honoured."""
+    with on_terminal("key", "list", "--account", "acme", environment=told(server) | {"NO_COLOR": "1"}) as terminal:
+        assert terminal.wait() == 0
+    assert not re.search(r"\x1b\[(?:[0-9;]*;)?[349][0-7]", terminal.screen)
+
+
+def test_a_key_is_asked_for_without_showing_it(server: Server) -> None:
+    """What is typed is not on the screen, nor in any list of processes."""
+    with on_terminal("check", environment=told(server)) as terminal:
+        terminal.wait_for("Key: ")
+        terminal.type("fg_live_typed\r")
+        assert terminal.wait() == 1
+    assert "DENIED" in terminal.screen
+    assert "typed" not in terminal.screen
+
+
+def test_ctrl_c_ends_with_130(server: Server) -> None:
+    """At the prompt, and while a server is waited for; without a traceback."""
+    with on_terminal("check", environment=told(server)) as terminal:
+        terminal.wait_for("Key: ")
+        terminal.type("\x03")
+        assert terminal.wait() == 130
+    assert "Traceback" not in terminal.screen
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment = told(server) | {"FORMGATE_ADDRESS": "{}:{}".format(*silent.getsockname())}
+        with on_terminal("account", "list", "--timeout", "60", environment=environment) as terminal:
+            silent.settimeout(30)
+            connection, _ = silent.accept()
+            with connection:
+                terminal.type("\x03")
+                assert terminal.wait() == 130
+    assert "Traceback" not in terminal.screen
+
+
+def test_usage_shows_how_far_it_is_on_stderr_only(server: Server) -> None:
+    """The bar is for people: what is piped on holds nothing of it."""
+    lines = '{"record_id": "r", "key_id": "none"}\n' * 3
+    with on_terminal("usage", "record", "--file", "-", environment=told(server)) as terminal:
+        terminal.type(lines.replace("\n", "\r") + "\x04")
+        assert terminal.wait() == 1
+    assert "recording" in terminal.screen
+    piped = run_here("usage", "record", "--file", "-", given=lines, environment=told(server))
+    assert "recording" not in piped.out + piped.err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """`formgate policy list --json | head -1` says nothing on stderr."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as closed:
+        done = subprocess.run(
+            [str(COMMAND), "policy", "list", "--json"],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            env=clean_environment(),
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
