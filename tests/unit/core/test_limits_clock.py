@@ -133,7 +133,7 @@ SHORTEST = {Period.DAY: DAY, Period.MONTH: 28 * DAY}
 def test_a_clock_that_goes_back_never_brings_two_new_amounts_together(
     data: st.DataObject, period: Period, amount: int, start: int
 ) -> None:
-    """In true time less than a period never admits more than a right clock lets it: an amount before midnight, one after."""
+    """In true time less than a period admits what it could by a right clock: an amount before midnight, one after."""
     counter = calendar(amount, period)
     state: State | None = None
     charges = []
