@@ -13,7 +13,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from formgate_server.cli.errors import CommandError, ExitCode
-from formgate_server.cli.syntax import format_duration
+from formgate_server.cli.syntax import format_wait
 
 if TYPE_CHECKING:
     from formgate_server.cli.remote import Server
@@ -118,7 +118,7 @@ def _hint(refusal: Refusal, server: Server) -> str:
     if refusal.code is grpc.StatusCode.PERMISSION_DENIED:
         return f"the token of {server.token.source} may not do this: one of role manager may"
     if refusal.code is grpc.StatusCode.UNAVAILABLE:
-        wait = f" in {format_duration(refusal.retry.retry_delay)}" if refusal.retry else ""
+        wait = f" in {format_wait(refusal.retry.retry_delay)}" if refusal.retry else ""
         return f"the server is up, but something that it needs is not: try again{wait}"
     return ""
 

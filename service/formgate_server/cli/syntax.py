@@ -48,6 +48,13 @@ def format_duration(duration: Duration) -> str:
     return "".join(parts) or "0s"
 
 
+def format_wait(duration: Duration) -> str:
+    """Write how long to wait, for people: rounded up to a second, below that to a millisecond; never too short."""
+    nanoseconds = duration.seconds * 1_000_000_000 + duration.nanos
+    step = 1_000_000_000 if nanoseconds >= 1_000_000_000 else 1_000_000
+    return format_duration(to_duration(-(-nanoseconds // step) * step // 1_000))
+
+
 def parse_time(text: str) -> Timestamp:
     """Read an RFC 3339 time, with ``Z`` or an offset; a space may stand for the ``T``, as in the tables."""
     timestamp = Timestamp()

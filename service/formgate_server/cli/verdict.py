@@ -11,7 +11,7 @@ from rich.text import Text
 from formgate.v1 import authorization_pb2 as pb
 from formgate.v1.resources_pb2 import LimitStatus
 from formgate_server.cli import people
-from formgate_server.cli.syntax import format_duration
+from formgate_server.cli.syntax import format_wait
 from formgate_server.cli.text import safe
 
 _BAR = 20
@@ -49,7 +49,7 @@ def _headline(response: pb.CheckKeyResponse) -> Text:
 
 def _facts(response: pb.CheckKeyResponse) -> dict[str, str | Text]:
     key = response.key
-    retry = "in " + format_duration(response.retry_after) if response.HasField("retry_after") else ""
+    retry = "in " + format_wait(response.retry_after) if response.HasField("retry_after") else ""
     return {
         "message": "" if response.allowed else safe(response.message),
         "HTTP status": str(response.http_status),

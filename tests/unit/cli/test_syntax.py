@@ -91,6 +91,15 @@ def test_what_is_no_duration(text: str) -> None:
         syntax.parse_duration(text)
 
 
+@pytest.mark.parametrize(
+    ("microseconds", "shown"),
+    [(0, "0s"), (1, "1ms"), (999_001, "1s"), (1_000_000, "1s"), (299_519_452, "5m"), (3_600_000_001, "1h1s")],
+)
+def test_waits_are_never_told_too_short(microseconds: int, shown: str) -> None:
+    """Whoever waits that long does not come too early; nobody reads microseconds."""
+    assert syntax.format_wait(syntax.to_duration(microseconds)) == shown
+
+
 def test_limits() -> None:
     """The examples of the manual."""
     minute = pb.Limit(name="rate", amount=60, window=Duration(seconds=60))
