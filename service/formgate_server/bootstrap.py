@@ -107,6 +107,7 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
     peppers = Peppers(folder.peppers() if settings.pepper_file is None else read_keys(settings.pepper_file))
     clock = SystemClock()
     stores = await _open_stores(stack, settings, folder, policies, peppers, clock)
+    await _check_plans(stores.registry, policies)
     changes = Changes(stores.registry, stores.limiter, clock)
     stack.push_async_callback(changes.finish)
     tokens = ManageTokens(changes, policies, peppers)
@@ -165,6 +166,15 @@ async def _check_peppers(fingerprints: Fingerprints, peppers: Peppers) -> None:
         message = f"the database's secrets were stored under another pepper ({', '.join(sorted(missing))}): put it back"
         raise StartError(message)
     await fingerprints.remember("pepper", peppers.ids[:1])  # the newest, under which secrets are stored from now on
+
+
+async def _check_plans(registry: Registry, policies: Policies) -> None:
+    """See to it that the policy and plan of every account are known. Raises StartError."""
+    for name, plan in sorted(await registry.plans()):
+        policy = policies.by_name.get(name)
+        if policy is None or plan not in policy.plans:
+            message = f"there are accounts with plan {plan} of policy {name}, which no policy file has: put it back"
+            raise StartError(message)
 
 
 def _read_token(path: Path) -> str:

@@ -297,6 +297,7 @@ async def test_pages_of_accounts(stores: Stores) -> None:
     assert await stores.registry.accounts(Scope(account_id="a03"), None, 100) == [made[3]]
     assert await stores.registry.accounts(Scope("a03", "other"), None, 100) == [made[3]]
     assert await stores.registry.accounts(Scope("a03", "default"), None, 100) == []
+    assert await stores.registry.plans() == {(account.policy, account.plan) for account in made}
 
 
 async def test_pages_of_keys(stores: Stores) -> None:

@@ -211,6 +211,10 @@ class Registry(Protocol):
         """Return the account."""
         ...
 
+    async def plans(self) -> set[tuple[str, str]]:
+        """Return the policies and plans that accounts have."""
+        ...
+
     async def accounts(self, scope: Scope, after: Cursor | None, most: int) -> list[Account]:
         """Return accounts by (create_time, id)."""
         ...

@@ -133,6 +133,10 @@ class MemoryRegistry:
         """See ``Registry``."""
         return self.tables.accounts.get(account_id)
 
+    async def plans(self) -> set[tuple[str, str]]:
+        """See ``Registry``."""
+        return {(account.policy, account.plan) for account in self.tables.accounts.values()}
+
     async def accounts(self, scope: Scope, after: Cursor | None, most: int) -> list[Account]:
         """See ``Registry``."""
         found = (

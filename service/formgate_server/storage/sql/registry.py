@@ -43,6 +43,12 @@ class SqlRegistry:
         """See ``Registry``."""
         return await self._one(_ACCOUNTS.where(accounts.c.account_id == account_id), account_of)
 
+    async def plans(self) -> set[tuple[str, str]]:
+        """See ``Registry``."""
+        async with self._database.reading() as connection:
+            rows = await connection.execute(select(accounts.c.policy, accounts.c.plan).distinct())
+        return {(policy, plan) for policy, plan in rows}
+
     async def accounts(self, scope: Scope, after: Cursor | None, most: int) -> list[Account]:
         """See ``Registry``."""
         query = _ACCOUNTS

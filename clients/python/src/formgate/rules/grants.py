@@ -100,7 +100,7 @@ NO_RIGHTS = Rights()
 
 
 def ancestors(resource: str) -> list[str]:
-    """Return the resources a grant on which covers ``resource``: itself, those above it, and ``*`` where that counts."""
+    """Return the resources a grant on which covers ``resource``: itself, those above it, and ``*`` where it counts."""
     paths = [resource]
     path, slash, _ = resource.rpartition("/")
     while slash:
