@@ -50,8 +50,8 @@ def format_duration(duration: Duration) -> str:
 
 def format_wait(duration: Duration) -> str:
     """Write how long to wait, for people: rounded up to a second, below that to a millisecond; never too short."""
-    nanoseconds = duration.seconds * 1_000_000_000 + duration.nanos
-    step = 1_000_000_000 if nanoseconds >= 1_000_000_000 else 1_000_000
+    nanoseconds = duration.ToNanoseconds()
+    step = 1_000_000_000 if duration.seconds else 1_000_000
     return format_duration(to_duration(-(-nanoseconds // step) * step // 1_000))
 
 
