@@ -10,14 +10,15 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
-    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from formgate_server.storage.sql.connection import Connection
 
 _T = TypeVar("_T")
 
 
-def inserting(connection: AsyncConnection, table: Table) -> sqlite.Insert:
+def inserting(connection: Connection, table: Table) -> sqlite.Insert:
     """Return an insert into ``table`` that can say what is to be done on a conflict."""
-    if connection.dialect.name == "postgresql":
+    if connection.dialect_name == "postgresql":
         return cast(sqlite.Insert, postgresql.insert(table))  # the methods are the same
     return sqlite.insert(table)
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from sqlalchemy import Connection, event
+from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from formgate_server.storage.sql.connection import Connection, finished, lent
 from formgate_server.storage.sql.errors import translated
 
 if TYPE_CHECKING:
     import aiosqlite
+    from sqlalchemy import Connection as SyncConnection
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -46,27 +49,32 @@ class Database:
         self._opening = asyncio.Lock()
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[AsyncConnection]:
+    async def reading(self) -> AsyncIterator[Connection]:
         """Lend a connection for one statement, which sees all that is committed."""
         with translated():
-            async with self._readers, self.reader.connect() as connection:
+            async with self._readers, lent(self.reader) as connection:
                 yield connection
 
     @asynccontextmanager
-    async def writing(self) -> AsyncIterator[AsyncConnection]:
+    async def writing(self) -> AsyncIterator[Connection]:
         """Lend a connection in a transaction: committed when the block ends, rolled back when it does not end well."""
         with translated():
-            async with self._writers, self._writer.begin() as connection:
+            async with self._writers, lent(self._writer) as connection:
+                await connection.begin()
                 yield connection
+                await connection.commit()
 
     async def lookups(self) -> aiosqlite.Connection:
         """Return the driver's own connection that all lookups share. SQLite only."""
         if self._driver is None:
             async with self._opening:
-                if self._lookups is None:
-                    self._lookups = await self.reader.connect()
-                self._driver = (await self._lookups.get_raw_connection()).driver_connection
+                if self._driver is None:
+                    await finished(self._open_lookups())
         return cast("aiosqlite.Connection", self._driver)
+
+    async def _open_lookups(self) -> None:
+        self._lookups = await self.reader.connect()
+        self._driver = (await self._lookups.get_raw_connection()).driver_connection
 
     async def close(self) -> None:
         """Close the connections."""
@@ -114,8 +122,16 @@ def _sqlite_engine(url: URL, pragma: str, **options: object) -> AsyncEngine:
         cursor.close()
 
     event.listen(engine.sync_engine, "connect", prepare)
+    event.listen(engine.sync_engine, "invalidate", _roll_back)
     return engine
 
 
-def _begin_immediate(connection: Connection) -> None:
+def _roll_back(connection: DBAPIConnection, _: ConnectionPoolEntry, __: BaseException | None) -> None:
+    # Whoever is cancelled in a statement leaves its cursor to the garbage collector, and until then SQLite takes a
+    # connection for open, its lock included, that was only closed. It must be undone, too.
+    with suppress(asyncio.CancelledError, sqlite3.Error):
+        connection.rollback()
+
+
+def _begin_immediate(connection: SyncConnection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")

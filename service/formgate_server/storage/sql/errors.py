@@ -11,8 +11,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from formgate_server.core.errors import AlreadyExistsError, UnavailableError
 
-_UNIQUE = {"SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE", "23505"}
+_TAKEN = {"SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_UNIQUE", "23505"}
 _OUR_FAULT = (IntegrityError, NotSupportedError, ProgrammingError)
+_WRONG_SQL = "SQLITE_ERROR"  # an OperationalError like any other in the driver, but what it says is "no such table"
 
 
 @contextmanager
@@ -24,20 +25,25 @@ def translated() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        if _is_taken(error):
+        code = _code(error.orig)
+        if code in _TAKEN:
             # Without the cause: a driver's own words hold the values.
             raise AlreadyExistsError("There is one with this id already.") from None
-        if isinstance(error, _OUR_FAULT):
+        if code == _WRONG_SQL or isinstance(error, _OUR_FAULT):
             raise
         raise _unavailable() from error
-    except (sqlite3.Error, PoolTimeoutError) as error:
+    except sqlite3.Error as error:
+        if _code(error) == _WRONG_SQL:
+            raise
         raise _unavailable() from error
+    except PoolTimeoutError as error:
+        raise _unavailable() from error
+
+
+def _code(cause: BaseException | None) -> str | None:
+    """Return the name that SQLite has for an error, or the SQLSTATE that PostgreSQL has."""
+    return getattr(cause, "sqlite_errorname", getattr(cause, "sqlstate", None))
 
 
 def _unavailable() -> UnavailableError:
     return UnavailableError("The database does not answer.")
-
-
-def _is_taken(error: DBAPIError) -> bool:
-    cause = error.orig
-    return getattr(cause, "sqlite_errorname", getattr(cause, "sqlstate", None)) in _UNIQUE

@@ -11,8 +11,7 @@ from formgate_server.storage.sql.dialect import inserting
 from formgate_server.storage.sql.tables import fingerprints
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
+    from formgate_server.storage.sql.connection import Connection
     from formgate_server.storage.sql.engine import Database
 
 
@@ -37,6 +36,6 @@ class Fingerprints:
             await _add(connection, name, values)
 
 
-async def _add(connection: AsyncConnection, name: str, values: Collection[str]) -> None:
+async def _add(connection: Connection, name: str, values: Collection[str]) -> None:
     added = inserting(connection, fingerprints).on_conflict_do_nothing()
     await connection.execute(added, [{"name": name, "value": value} for value in sorted(values)])

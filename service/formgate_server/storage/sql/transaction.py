@@ -30,15 +30,15 @@ from formgate_server.storage.sql.tables import (
 
 if TYPE_CHECKING:
     from sqlalchemy import Row
-    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from formgate_server.core.model import Account, AuditEvent, Key, ServiceToken
+    from formgate_server.storage.sql.connection import Connection
 
 
 class SqlTransaction:
     """The Transaction port. Where AlreadyExistsError is raised, the transaction can only be undone."""
 
-    def __init__(self, connection: AsyncConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def account(self, account_id: str) -> Account | None:

@@ -15,8 +15,7 @@ from formgate_server.storage.sql.rows import usage_values
 from formgate_server.storage.sql.tables import accounts, keys, usage_hours, usage_records
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
+    from formgate_server.storage.sql.connection import Connection
     from formgate_server.storage.sql.engine import Database
 
 HOUR = 3_600_000_000
@@ -73,14 +72,14 @@ def _outcome(entry: UsageEntry, new: set[_Identity], contents: Mapping[_Identity
     return UsageOutcome.DUPLICATE if entry.content == contents[identity] else UsageOutcome.CONFLICT
 
 
-async def _insert(connection: AsyncConnection, entries: Sequence[UsageEntry]) -> set[_Identity]:
+async def _insert(connection: Connection, entries: Sequence[UsageEntry]) -> set[_Identity]:
     """Add the records whose identity is new, and return those identities."""
     new = inserting(connection, usage_records).on_conflict_do_nothing().returning(*_IDENTITY)
     rows = await connection.execute(new, [usage_values(entry) for entry in entries])
     return {(account_id, record_id) for account_id, record_id in rows}
 
 
-async def _contents(connection: AsyncConnection, identities: Collection[_Identity]) -> dict[_Identity, bytes]:
+async def _contents(connection: Connection, identities: Collection[_Identity]) -> dict[_Identity, bytes]:
     """Return the content digests of records that are there."""
     contents = {}
     for some in batches(identities):
@@ -90,7 +89,7 @@ async def _contents(connection: AsyncConnection, identities: Collection[_Identit
     return contents
 
 
-async def _add_up(connection: AsyncConnection, entries: Iterable[UsageEntry]) -> None:
+async def _add_up(connection: Connection, entries: Iterable[UsageEntry]) -> None:
     """Add records to the sums of their hours."""
     units: Counter[tuple[str, str, int, str]] = Counter()
     records: Counter[tuple[str, str, int, str]] = Counter()
