@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from formgate.rules.grants import Grant
+from formgate.rules.grants import Grant, Level
 
 
 class Environment(IntEnum):
@@ -44,6 +44,14 @@ class Period(IntEnum):
 
     DAY = 1
     MONTH = 2
+
+
+class Role(IntEnum):
+    """A member's standing in its account."""
+
+    MEMBER = 1
+    ADMIN = 2
+    GLOBAL_ADMIN = 3
 
 
 class ServiceRole(IntEnum):
@@ -121,6 +129,19 @@ class Key:
     limits: tuple[Limit, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     version: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A user of an account, whose rights its keys may inherit."""
+
+    account_id: str
+    member_id: str
+    role: Role
+    permissions: tuple[str, ...] = ()
+    level: Level = Level.UNSPECIFIED
+    create_time: int = 0
+    update_time: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

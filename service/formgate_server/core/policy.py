@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from formgate.rules.grants import Catalogue, Level
+from formgate.rules.grants import Catalogue, Grant, Level
 from formgate.rules.reason import Reason
-from formgate_server.core.model import Environment, Limit
+from formgate_server.core.model import Environment, Limit, Role
 
 _MICROSECONDS = 1_000_000
+
+_PLACEHOLDER = re.compile(r"\{(reason|title|message|retry_after)\}")
+
+ANY_METHOD = "*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +25,8 @@ class Plan:
     name: str
     time_zone: str
     limits: tuple[Limit, ...] = ()
+    most: Mapping[str, int] = field(default_factory=dict)
+    """The largest amount that a key's own limit of a name may have; it then counts as the plan's does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +42,13 @@ class HttpDenial:
 class DenialTemplate:
     """How a denial is worded over HTTP.
 
-    Fixed placeholders, in header values and the body: ``{reason}``, ``{message}``, ``{retry_after}`` (whole seconds,
-    rounded up). What is put into a body is escaped as inside a JSON string. A header whose placeholder has no value is
-    left out.
+    Fixed placeholders: ``{reason}`` and ``{retry_after}`` (whole seconds, rounded up) in header values and the body,
+    ``{title}`` and ``{message}`` in the body. What is put into a body is escaped as inside a JSON string. A header that
+    says ``{retry_after}`` where there is none is left out.
     """
 
     status: int
+    title: str
     message: str
     headers: tuple[tuple[str, str], ...]
     body: str
@@ -48,16 +56,44 @@ class DenialTemplate:
     def render(self, reason: Reason, retry_after: int | None) -> HttpDenial:
         """Word the denial; ``retry_after`` in microseconds."""
         seconds = "" if retry_after is None else str(-(-retry_after // _MICROSECONDS))
-        values = {"{reason}": reason.name, "{message}": self.message, "{retry_after}": seconds}
-        body = self.body
-        for placeholder, value in values.items():
-            body = body.replace(placeholder, json.dumps(value)[1:-1])
+        values = {"reason": reason.name, "title": self.title, "message": self.message, "retry_after": seconds}
+        body = _PLACEHOLDER.sub(lambda match: json.dumps(values[match[1]])[1:-1], self.body)
         headers = []
         for name, template in self.headers:
             if "{retry_after}" in template and not seconds:
                 continue
             headers.append((name, template.replace("{reason}", reason.name).replace("{retry_after}", seconds)))
         return HttpDenial(self.status, tuple(headers), body.encode())
+
+
+@dataclass(frozen=True, slots=True)
+class AddressKinds:
+    """Which address rules keys may have."""
+
+    most: int = 1_000
+    blocks: bool = True
+    wildcards: bool = True
+    ipv6: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRules:
+    """What keys may be, and who may make them."""
+
+    most: int | None = None
+    """How many an account may have, revoked and deleted ones not counted. None: any number."""
+    creators: frozenset[Role] = frozenset()
+    """The members who may create keys. Empty: anybody, known or not."""
+    needs_creator: bool = False
+    """Whether a key must name who creates it."""
+    ungranted: tuple[Grant, ...] | None = ()
+    """What a key without grants may do. None: what its creator may."""
+    capped: bool = False
+    """Whether a key may never do what its creator may not."""
+    recoverable: bool = False
+    """Whether its secret can be shown again."""
+    delete_only_disabled: bool = False
+    addresses: AddressKinds = field(default_factory=AddressKinds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +110,12 @@ class Policy:
     levels: Mapping[Level, str]
     """The levels that it offers, and what it calls them."""
     methods: Mapping[str, Level]
-    """HTTP method to the level that it needs. Empty: the policy ignores methods."""
+    """HTTP method to the level that it needs; ``*``: any other. Empty: the policy ignores methods."""
     api_groups: frozenset[str] | None
     """The API groups that a key can be limited to. None: any."""
     denials: Mapping[Reason, DenialTemplate]
     """One for every reason but OK."""
+    keys: KeyRules = field(default_factory=KeyRules)
 
     @property
     def first_plan(self) -> Plan:
@@ -89,7 +126,7 @@ class Policy:
         """Return the level that ``http_method`` needs; UNSPECIFIED: none; None: the method is unknown, to be denied."""
         if not http_method or not self.methods:
             return Level.UNSPECIFIED
-        return self.methods.get(http_method)
+        return self.methods.get(http_method) or self.methods.get(ANY_METHOD)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,61 +1,86 @@
-"""Reads policy files: TOML, validated whole before the first check is decided by them."""
+"""Reads policy files: TOML, validated whole before the first check is decided by them (docs/policies.md)."""
 
 from __future__ import annotations
 
 import json
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from formgate.rules.grants import Catalogue, Level
+from formgate.rules.grants import EVERYTHING, Catalogue, Grant, Level
 from formgate.rules.reason import Reason
 from formgate_server.core import calendar
-from formgate_server.core.model import Environment
-from formgate_server.core.policy import DenialTemplate, Plan, Policies, Policy
+from formgate_server.core.model import Calendar, Environment, Holder, Lifetime, Limit, Period, Role, Rolling
+from formgate_server.core.policy import AddressKinds, DenialTemplate, KeyRules, Plan, Policies, Policy
+from formgate_server.policies import wording
 
 DEFAULT = "default"
 
-_STATUSES = (
-    {reason: 401 for reason in Reason if reason <= Reason.KEY_EXPIRED}
-    | {reason: 403 for reason in Reason if Reason.KEY_EXPIRED < reason <= Reason.RESOURCE_NOT_ALLOWED}
-    | {reason: 429 for reason in Reason if reason > Reason.RESOURCE_NOT_ALLOWED}
-    | {Reason.TOO_MANY_INVALID_ATTEMPTS: 429}
-)
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
-_PLACEHOLDERS = frozenset({"reason", "message", "retry_after"})
+_PLACEHOLDERS = frozenset({"reason", "title", "message", "retry_after"})
+_IN_HEADERS = frozenset({"reason", "retry_after"})
+_UNITS = {"ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
+_LARGEST = 2**63 - 1
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
+Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$")]
 Prefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,31}_$")]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9!#$%&'*+.^_`|~-]+$")]
 HeaderValue = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$")]
+Permission = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}(\.[a-z][a-z0-9_]{0,63}){1,3}$")]
+Method = Annotated[str, StringConstraints(pattern=r"^([A-Z]{1,20}|\*)$")]
+Window = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}(ms|s|m|h|d)$")]
+Amount = Annotated[int, Field(ge=0, le=_LARGEST)]
 LevelName = Literal["READ", "WRITE", "MANAGE"]
 EnvironmentName = Literal["LIVE", "TEST"]
 
 
 class PolicyError(Exception):
-    """A policy file that can not be used; says the file and, where there is one, the field."""
+    """A policy file that can not be used; says the file and, where they are known, the line and the field."""
 
 
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class _Permissions(BaseModel):
-    """The catalogue: permission names with their levels, beside ``open``."""
+class _Limit(_File):
+    name: Identifier
+    holder: Literal["KEY", "ACCOUNT"]
+    amount: Amount | None = None
+    window: Window | None = None
+    calendar: Literal["DAY", "MONTH"] | None = None
+    lifetime: Literal[True] | None = None
+    most: Amount | None = None
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-    __pydantic_extra__: dict[str, LevelName]
-    open: bool = False
+    @model_validator(mode="after")
+    def _one_period(self) -> Self:
+        if sum(per is not None for per in (self.window, self.calendar, self.lifetime)) != 1:
+            message = "needs one of window, calendar and lifetime"
+            raise ValueError(message)
+        if self.most is not None and (self.holder != "KEY" or self.amount is None or self.amount > self.most):
+            message = "most is for a limit that keys hold, and not below its amount"
+            raise ValueError(message)
+        return self
+
+    def limit(self) -> Limit:
+        per: Rolling | Calendar | Lifetime = Lifetime()
+        if self.window is not None:
+            unit = self.window.lstrip("0123456789")
+            per = Rolling(int(self.window.removesuffix(unit)) * _UNITS[unit])
+        elif self.calendar is not None:
+            per = Calendar(Period[self.calendar])
+        return Limit(self.name, Holder[self.holder], self.amount, per)
 
 
 class _Plan(_File):
     time_zone: str
+    limits: list[_Limit] = Field(default_factory=list, max_length=16)
 
     @field_validator("time_zone")
     @classmethod
@@ -65,77 +90,144 @@ class _Plan(_File):
             raise ValueError(message)
         return name
 
+    @field_validator("limits")
+    @classmethod
+    def _once(cls, limits: list[_Limit]) -> list[_Limit]:
+        names = [limit.name for limit in limits]
+        if len(set(names)) < len(names):
+            message = "two limits have one name"
+            raise ValueError(message)
+        return limits
+
+    def plan(self, name: str) -> Plan:
+        most = {limit.name: limit.most for limit in self.limits if limit.most is not None}
+        return Plan(name, self.time_zone, tuple(limit.limit() for limit in self.limits), most)
+
+
+class _AddressRules(_File):
+    most: Annotated[int, Field(ge=0, le=1_000)] = 1_000
+    blocks: bool = True
+    wildcards: bool = True
+    ipv6: bool = True
+
+
+class _Keys(_File):
+    most: Annotated[int, Field(ge=1)] | None = None
+    creators: list[Literal["MEMBER", "ADMIN", "GLOBAL_ADMIN"]] = Field(default_factory=list)
+    created_by: Literal["required", "optional"] = "optional"
+    ungranted: Literal["NOTHING", "CREATOR", "READ", "WRITE", "MANAGE"] = "NOTHING"
+    capped: bool = False
+    recoverable: bool = False
+    delete_only_disabled: bool = False
+    ip_rules: _AddressRules = _AddressRules()
+
+    @model_validator(mode="after")
+    def _creator_known(self) -> Self:
+        if (self.creators or self.capped) and self.created_by != "required":
+            message = 'creators and capped need created_by = "required"'
+            raise ValueError(message)
+        return self
+
+    def rules(self) -> KeyRules:
+        ungranted: tuple[Grant, ...] | None = ()
+        if self.ungranted == "CREATOR":
+            ungranted = None
+        elif self.ungranted != "NOTHING":
+            ungranted = (Grant(EVERYTHING, (), Level[self.ungranted]),)
+        return KeyRules(
+            most=self.most,
+            creators=frozenset(Role[name] for name in self.creators),
+            needs_creator=self.created_by == "required",
+            ungranted=ungranted,
+            capped=self.capped,
+            recoverable=self.recoverable,
+            delete_only_disabled=self.delete_only_disabled,
+            addresses=AddressKinds(**self.ip_rules.model_dump()),
+        )
+
 
 class _Denial(_File):
     status: Annotated[int, Field(ge=400, le=599)] | None = None
-    headers: list[tuple[HeaderName, HeaderValue]] | None = Field(default=None, strict=False)
+    title: Text | None = None
+    message: Text | None = None
+    headers: list[tuple[HeaderName, HeaderValue]] | None = None
     body: str | None = None
 
-    @field_validator("headers", "body")
+    @field_validator("headers")
     @classmethod
-    def _known_placeholders(cls, value: object) -> object:
-        unknown = set(_PLACEHOLDER.findall(str(value))) - _PLACEHOLDERS
-        if unknown:
-            message = f"unknown placeholder {{{min(unknown)}}}; there are {', '.join(sorted(_PLACEHOLDERS))}"
-            raise ValueError(message)
-        return value
+    def _placeholders_in_headers(cls, headers: object) -> object:
+        return _known_placeholders(headers, _IN_HEADERS)
+
+    @field_validator("body")
+    @classmethod
+    def _placeholders_in_body(cls, body: object) -> object:
+        return _known_placeholders(body, _PLACEHOLDERS)
+
+
+def _known_placeholders(template: object, known: frozenset[str]) -> object:
+    unknown = set(_PLACEHOLDER.findall(str(template))) - known
+    if unknown:
+        message = f"unknown placeholder {{{min(unknown)}}}; here are {', '.join(sorted(known))}"
+        raise ValueError(message)
+    return template
 
 
 class _Policy(_File):
     name: Name
     description: Text
     prefixes: Annotated[dict[EnvironmentName, Prefix], Field(min_length=1)]
-    permissions: _Permissions
-    levels: Annotated[dict[LevelName, Text], Field(min_length=1)]
-    methods: dict[Annotated[str, StringConstraints(pattern=r"^[A-Z]{1,20}$")], LevelName] = Field(default_factory=dict)
+    permissions: dict[Permission, Literal["NONE", "READ", "WRITE", "MANAGE"]] = Field(default_factory=dict)
+    open_catalogue: bool = False
+    levels: dict[LevelName, Text] = Field(default_factory=dict)
+    methods: dict[Method, LevelName] = Field(default_factory=dict)
+    api_groups: list[Identifier] | None = None
+    keys: _Keys = _Keys()
     plans: Annotated[dict[Name, _Plan], Field(min_length=1)]
-    denial: _Denial
+    denial: _Denial = _Denial()
     denials: dict[str, _Denial] = Field(default_factory=dict)
-    messages: dict[str, Text]
 
-    @field_validator("denials", "messages")
+    @field_validator("denials")
     @classmethod
-    def _known_reasons(cls, by_reason: dict[str, object]) -> dict[str, object]:
+    def _known_reasons(cls, by_reason: dict[str, _Denial]) -> dict[str, _Denial]:
         for name in by_reason:
             if name not in Reason.__members__ or name == Reason.OK.name:
                 message = f"{name} is not a reason to deny"
                 raise ValueError(message)
         return by_reason
 
-    @field_validator("messages")
-    @classmethod
-    def _all_reasons(cls, messages: dict[str, str]) -> dict[str, str]:
-        missing = [reason.name for reason in Reason if reason is not Reason.OK and reason.name not in messages]
-        if missing:
-            message = f"{missing[0]} has none"
-            raise ValueError(message)
-        return messages
-
     def policy(self) -> Policy:
         """Return the policy as a value."""
-        levels = {name: Level[level] for name, level in self.permissions.__pydantic_extra__.items()}
+        levels = {name: Level[level] for name, level in self.permissions.items() if level != "NONE"}
+        nobodys = {name: Level.UNSPECIFIED for name, level in self.permissions.items() if level == "NONE"}
         return Policy(
             name=self.name,
             description=self.description,
             prefixes={Environment[environment]: prefix for environment, prefix in self.prefixes.items()},
-            plans={name: Plan(name, plan.time_zone) for name, plan in self.plans.items()},
-            catalogue=Catalogue(levels, is_open=self.permissions.open),
-            levels={Level[name]: title for name, title in self.levels.items()},
+            plans={name: plan.plan(name) for name, plan in self.plans.items()},
+            catalogue=Catalogue(levels | nobodys, is_open=self.open_catalogue),
+            levels={level: self.levels[name] for name, level in Level.__members__.items() if name in self.levels},
             methods={method: Level[level] for method, level in self.methods.items()},
-            api_groups=None,
+            api_groups=None if self.api_groups is None else frozenset(self.api_groups),
             denials={reason: self._denial(reason) for reason in Reason if reason is not Reason.OK},
+            keys=self.keys.rules(),
         )
 
     def _denial(self, reason: Reason) -> DenialTemplate:
         special, usual = self.denials.get(reason.name, _Denial()), self.denial
+        status = special.status or usual.status or wording.STATUSES[reason]
         headers = special.headers if special.headers is not None else usual.headers
         body = special.body if special.body is not None else usual.body
-        status = special.status or usual.status or _STATUSES[reason]
-        return DenialTemplate(status, self.messages[reason.name], tuple(headers or ()), body or "")
+        return DenialTemplate(
+            status=status,
+            title=special.title or usual.title or wording.TITLES[reason],
+            message=special.message or usual.message or wording.MESSAGES[reason],
+            headers=wording.headers(status) if headers is None else tuple(headers),
+            body=wording.BODY if body is None else body,
+        )
 
 
 def read(path: Path) -> Policy:
-    """Read a policy file. Raises PolicyError saying the file, and the line or field, where it is not valid."""
+    """Read a policy file. Raises PolicyError saying the file, and the line and field, where it is not valid."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -146,18 +238,40 @@ def read(path: Path) -> Policy:
 
 def _parse(text: str, source: str) -> Policy:
     try:
-        return _Policy.model_validate_json(json.dumps(tomllib.loads(text))).policy()
+        return _Policy.model_validate_json(json.dumps(tomllib.loads(text), default=str)).policy()
     except tomllib.TOMLDecodeError as error:
         message = f"{source}: {error}"
         raise PolicyError(message) from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        message = f"{source}: {field}: {first['msg']}"
+        line = _line_of(text, first["loc"])
+        field = ".".join(str(part) for part in first["loc"] if part != "[key]")
+        message = f"{source}:{line}: {field or 'the file'}: {first['msg'].removeprefix('Value error, ')}"
         raise PolicyError(message) from error
-    except TypeError as error:  # TOML's dates and times have no JSON: no field of ours is one
-        message = f"{source}: a date or time stands where none is expected"
-        raise PolicyError(message) from error
+
+
+def _line_of(text: str, field: Sequence[int | str]) -> int:
+    """Return the line on which a field, or what is nearest above it, stands: 1 at the least.
+
+    A file cut off after a line, where that is valid TOML, has the field only from its line on.
+    """
+    best, depth = 1, 0
+    lines = text.splitlines()
+    for number in range(1, len(lines) + 1):
+        try:
+            there: Any = tomllib.loads("\n".join(lines[:number]))
+        except tomllib.TOMLDecodeError:
+            continue
+        found = 0
+        for part in field:
+            try:
+                there = there[part]
+            except (KeyError, IndexError, TypeError):
+                break
+            found += 1
+        if found > depth:
+            best, depth = number, found
+    return best
 
 
 def load(folder: Path | None = None) -> Policies:
