@@ -118,6 +118,7 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
     pulse = await stack.enter_async_context(_pulse(last_used, stores.registry))
     check_key = CheckKey(stores.keys, stores.limiter, policies, peppers=peppers, clock=clock, last_used=last_used)
     record_usage = RecordUsage(stores.usage, stores.registry, stores.limiter, policies, clock)
+    stack.push_async_callback(record_usage.finish)
     authorization = AuthorizationServicer(check_key, record_usage)
     keys = KeyServicer(
         CreateKey(changes, policies, peppers),

@@ -15,6 +15,7 @@ from formgate_server.core.policy import Plan, Policy
 from formgate_server.core.verdict import KeyRecord
 
 _STATES = {KeyState.ENABLED: Reason.OK, KeyState.DISABLED: Reason.KEY_DISABLED, KeyState.REVOKED: Reason.KEY_REVOKED}
+_NONE: frozenset[str] = frozenset()
 _PERIODS = {Period.DAY: "day", Period.MONTH: "month"}
 
 
@@ -28,7 +29,7 @@ def compile_key(key: Key, account: Account, policy: Policy) -> KeyRecord:
         expire_time=key.expire_time,
         environment=key.environment,
         addresses=AddressRules(key.ip_rules) if key.ip_rules else None,
-        api_groups=frozenset(key.api_groups),
+        api_groups=frozenset(key.api_groups) if key.api_groups else _NONE,
         grants=Grants(key.grants, policy.catalogue),
     )
     return KeyRecord(key, policy, standing, counters(account, policy.plans[account.plan], key), account.epoch)

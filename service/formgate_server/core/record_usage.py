@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 from formgate_server.core import fields
 from formgate_server.core.compile_key import counters
 from formgate_server.core.errors import InvalidArgumentError
+from formgate_server.core.finishing import Finishing
 from formgate_server.core.lookup import sees
 from formgate_server.core.model import Caller, UsageOutcome, UsageRecord
 from formgate_server.core.policy import Policies
@@ -39,6 +41,7 @@ class RecordUsage:
     def __init__(
         self, ledger: UsageLedger, registry: Registry, limiter: Limiter, policies: Policies, clock: Clock
     ) -> None:
+        self._finishing = Finishing()
         self._ledger = ledger
         self._registry = registry
         self._limiter = limiter
@@ -62,25 +65,34 @@ class RecordUsage:
             else:
                 results.append(None)
                 entries.append(entry)
-        outcomes = await self._ledger.record(entries) if entries else []
-        recorded = list(zip(entries, outcomes, strict=True))
-        for entry, outcome in recorded:
-            if outcome is UsageOutcome.ACCEPTED:
-                await self._settle(entry.record)
-        rest = iter(recorded)
-        return [result or _recorded(*next(rest)) for result in results]
+        # Cut off after the records are kept, a repeat would find duplicates and charge nothing.
+        outcomes = await self._finishing.run(self._keep(entries)) if entries else []
+        recorded = zip(entries, outcomes, strict=True)
+        return [result or _recorded(*next(recorded)) for result in results]
 
-    async def _settle(self, record: UsageRecord) -> None:
-        """Charge or give back what an accepted record says."""
-        if record.refund_request_id:
-            await self._limiter.refund(record.key_id, record.refund_request_id)
-        if not record.charge_units:
-            return
-        key = await self._registry.key(record.key_id)
+    async def finish(self) -> None:
+        """Wait for the records under way."""
+        await self._finishing.finish()
+
+    async def _keep(self, entries: Sequence[UsageEntry]) -> list[UsageOutcome]:
+        """Keep records, and charge or give back what those that are new say."""
+        outcomes = await self._ledger.record(entries)
+        units: Counter[str] = Counter()
+        for (_, _, _, record), outcome in zip(entries, outcomes, strict=True):
+            if outcome is UsageOutcome.ACCEPTED:
+                units[record.key_id] += record.charge_units or 0
+                if record.refund_request_id:
+                    await self._limiter.refund(record.key_id, record.refund_request_id)
+        for key_id in sorted(+units):
+            await self._charge(key_id, units[key_id])
+        return outcomes
+
+    async def _charge(self, key_id: str, units: int) -> None:
+        key = await self._registry.key(key_id)
         account = None if key is None else await self._registry.account(key.account_id)
         if key is not None and account is not None:
             charged = counters(account, self._policies.by_name[account.policy].plans[account.plan], key)
-            await self._limiter.adjust(charged, record.charge_units)
+            await self._limiter.adjust(charged, units)
 
 
 def _entry(

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
 
 from formgate.rules.reason import Reason
 
@@ -99,6 +100,12 @@ class Rights:
 NO_RIGHTS = Rights()
 
 
+@lru_cache(maxsize=10_000)
+def _shared(rights: Rights) -> Rights:
+    """Return one and the same value for all that are equal: most keys of a platform have the same few rights."""
+    return rights
+
+
 def ancestors(resource: str) -> list[str]:
     """Return the resources a grant on which covers ``resource``: itself, those above it, and ``*`` where it counts."""
     paths = [resource]
@@ -122,9 +129,9 @@ class Grants:
         anywhere = NO_RIGHTS
         for grant in grants:
             here = self._by_resource.get(grant.resource, NO_RIGHTS)
-            self._by_resource[grant.resource] = here.with_grant(grant, catalogue)
+            self._by_resource[grant.resource] = _shared(here.with_grant(grant, catalogue))
             anywhere = anywhere.with_grant(grant, catalogue)
-        self._anywhere = anywhere
+        self._anywhere = _shared(anywhere)
 
     def denial(self, permissions: Collection[str], level: Level, resources: Collection[str]) -> Reason | None:
         """Say why these permissions and this level are not granted on any of these resources; None: they are.
