@@ -76,7 +76,8 @@ async def upgrade_database(settings: Settings) -> None:
     """Bring the database to this version. Raises StartError."""
     try:
         with closing(DataFolder(settings.data)) as folder:
-            folder.peppers()  # made before the database: one without the other is taken for a loss
+            if settings.pepper_file is None:
+                folder.peppers()  # made before the database: one without the other is taken for a loss
             await migrate.upgrade(folder.database_url())
     except (DataFolderError, UnavailableError) as error:
         raise StartError(str(error)) from error
@@ -162,11 +163,12 @@ async def _open_stores(  # noqa: PLR0913, PLR0917 - what stores are made of
 
 async def _check_peppers(fingerprints: Fingerprints, peppers: Peppers) -> None:
     """See to it that every pepper under which secrets are stored is there. Raises StartError."""
-    missing = await fingerprints.check("pepper", peppers.ids) - set(peppers.ids)
+    newest = peppers.ids[:1]  # under which secrets are stored from now on
+    missing = await fingerprints.check("pepper", newest) - set(peppers.ids)
     if missing:
         message = f"the database's secrets were stored under another pepper ({', '.join(sorted(missing))}): put it back"
         raise StartError(message)
-    await fingerprints.remember("pepper", peppers.ids[:1])  # the newest, under which secrets are stored from now on
+    await fingerprints.remember("pepper", newest)
 
 
 async def _check_plans(registry: Registry, policies: Policies) -> None:

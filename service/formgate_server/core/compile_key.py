@@ -38,12 +38,10 @@ def compile_key(key: Key, account: Account, policy: Policy) -> KeyRecord:
 def counters(account: Account, plan: Plan, key: Key | None) -> tuple[Counter, ...]:
     """Return the counters that ``key`` is charged by; without one, those that the account holds.
 
-    An account's limit replaces its plan's of the same name, a key's its account's of the same name and holder.
+    An account's limit replaces its plan's of the same name and holder, a key's its account's.
     """
-    limits = {limit.name: limit for limit in plan.limits} | {limit.name: limit for limit in account.limits}
-    effective = {(limit.holder, limit.name): limit for limit in limits.values()}
-    if key is not None:
-        effective |= {(limit.holder, limit.name): limit for limit in key.limits}
+    limits = (*plan.limits, *account.limits, *(() if key is None else key.limits))
+    effective = {(limit.holder, limit.name): limit for limit in limits}
     zone = account.time_zone or plan.time_zone
     return tuple(_counters(account.account_id, "" if key is None else key.key_id, effective.values(), zone))
 

@@ -8,7 +8,7 @@ from formgate_server.core.limits import Standing
 from formgate_server.core.ports import Charged
 from formgate_server.core.verdict import CheckQuery, KeyRecord, Reason, Step, StepOutcome
 
-_STEPS = {
+STEPS = {
     "credential": (Reason.MISSING_AUTHORIZATION, Reason.MALFORMED_AUTHORIZATION, Reason.MALFORMED_KEY),
     "key": (Reason.TOO_MANY_INVALID_ATTEMPTS, Reason.KEY_NOT_FOUND),
     "state": (Reason.KEY_REVOKED, Reason.KEY_DISABLED),
@@ -26,7 +26,7 @@ def explain(reason: Reason, query: CheckQuery, record: KeyRecord | None, charged
     """Return every step in order: those before the denying one passed, those after it were skipped."""
     steps = []
     outcome = StepOutcome.PASSED
-    for name, reasons in _STEPS.items():
+    for name, reasons in STEPS.items():
         if reason in reasons:
             outcome = StepOutcome.DENIED
         elif outcome is StepOutcome.DENIED:
