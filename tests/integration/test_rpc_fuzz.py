@@ -23,7 +23,7 @@ from tests.support.client import Client, Refusal, check_details, methods, new_ac
 pytest_plugins = ("tests.support.rpc",)
 
 SOAK = os.environ.get("FORMGATE_SOAK") == "1"
-EXAMPLES = 2_000 if SOAK else 40
+EXAMPLES = 2_000 if SOAK else 25
 SETTINGS = settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -171,7 +171,7 @@ def test_the_requests_are_worth_sending(method: MethodDescriptor) -> None:
     """The strategy reaches every field of every request, or the fuzz would prove nothing."""
     seen: set[str] = set()
 
-    @SETTINGS
+    @settings(SETTINGS, max_examples=100)
     @given(_message(method.input_type))
     def look(request: Message) -> None:
         seen.update(field.name for field, _ in request.ListFields())
