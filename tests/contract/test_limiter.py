@@ -613,6 +613,42 @@ async def test_marks_are_raised_in_time_so_that_charges_do_not_wait(world: World
     assert world.marks.saves <= 1 + 1_000 // 50
 
 
+async def test_what_is_charged_during_a_write_counts_against_the_mark_that_is_written(world: World) -> None:
+    """A mark raised in the background was drawn up before those charges: it leaves less room than a block."""
+    limits = (counter(amount=10_000, per=DAILY),)
+    await charge(world.limiter, limits, cost=51)
+    await quiet()
+    world.marks.gate = asyncio.Event()
+    for cost in (51, 40):  # the first has the mark raised; both fit under the one before it
+        assert (await begun(charge(world.limiter, limits, cost=cost))).done()
+    let_through, world.marks.gate = world.marks.gate, asyncio.Event()
+    let_through.set()
+    await quiet()  # that mark is written, and the write of the next is held up
+    large = await begun(charge(world.limiter, limits, cost=100))
+    assert 142 + 100 * large.done() <= (await world.used_after_a_crash(limits))[0]
+    world.marks.gate.set()
+    await large
+    assert await used(world.limiter, limits) == [242]
+
+
+async def test_a_mark_that_is_being_lowered_is_not_used_to_its_old_height(world: World) -> None:
+    """Reserved to measure for a charge that gave up, it is written anew: what is charged meanwhile fits under both."""
+    limits = (counter(amount=10_000, per=DAILY),)
+    await charge(world.limiter, limits)
+    await quiet()
+    world.marks.gate = asyncio.Event()
+    gone = await begun(charge(world.limiter, limits, cost=5_000))
+    gone.cancel()
+    let_through, world.marks.gate = world.marks.gate, asyncio.Event()
+    let_through.set()
+    await quiet()  # the high mark is written, and the write of a lower one is held up
+    large = await begun(charge(world.limiter, limits, cost=4_000))
+    world.marks.gate.set()
+    await quiet()
+    assert large.done()
+    assert 4_001 <= (await world.used_after_a_crash(limits))[0] <= 4_101
+
+
 async def test_a_charge_larger_than_a_block_is_reserved_whole(world: World) -> None:
     """It is told only when the mark holds all of it; afterwards the mark is a block above it again, not more."""
     limits = (counter(amount=1_000, per=DAILY),)
