@@ -457,12 +457,12 @@ def test_large_messages(manager: Client, target: tuple[str, str, str], size: int
         ("AuthorizationService/RecordUsage", b"\x0a\0", "records"),
     ],
 )
-def test_millions_of_entries(
+def test_a_million_entries(
     manager: Client, target: tuple[str, str, str], method: str, entry: bytes, field: str
 ) -> None:
-    """They are counted before each is looked at: the server has others to serve."""
+    """They are refused in time: the server has others to serve."""
     payload = CreateAccountRequest(account_id=target[0]).SerializeToString() if "Create" in method else b""
-    refusal = manager.raw(f"/formgate.v1.{method}", payload + entry * 3_000_000)
+    refusal = manager.raw(f"/formgate.v1.{method}", payload + entry * 1_000_000)
     assert isinstance(refusal, Refusal)
     assert (refusal.code, refusal.fields) == (StatusCode.INVALID_ARGUMENT, (field,))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import pytest
 from google.protobuf.message import Message
@@ -174,3 +175,20 @@ def test_limits_go_both_ways(per: Any, amount: int | None) -> None:
     """A limit is the same after the wire; an amount of 0 is not an absent one."""
     limit = model.Limit("rate", model.Holder.KEY, amount, per)
     assert convert.limits([convert.limit(limit)], model.Holder.ACCOUNT) == (limit,)
+
+
+class _Uncounted(list[Any]):
+    """Ten million entries, none of which may be looked at."""
+
+    def __len__(self) -> int:
+        return 10_000_000
+
+    def __iter__(self) -> NoReturn:
+        raise AssertionError("looked at")
+
+
+@pytest.mark.parametrize("read", [convert.grants, lambda messages: convert.limits(messages, model.Holder.KEY)])
+def test_entries_are_counted_before_they_are_read(read: Callable[[list[Any]], object]) -> None:
+    """A message may hold millions: reading them all to refuse them would keep everybody else waiting."""
+    with pytest.raises(errors.InvalidArgumentError, match="10000000 entries"):
+        read(_Uncounted())
