@@ -29,7 +29,7 @@ class Size(NamedTuple):
     """The many keys that are compared with 1,000."""
 
 
-_FULL = Size(rounds=5, seconds=4.0, keys=100_000)
+_FULL = Size(rounds=5, seconds=3.0, keys=100_000)
 _QUICK = Size(rounds=3, seconds=0.5, keys=5_000)
 
 
