@@ -602,7 +602,6 @@ def _ended(received: bytes) -> bool:
     return False
 
 
-@pytest.mark.xfail(strict=True, reason="core/paging.py lets a lone surrogate through to SQLite: INTERNAL")
 def test_a_page_token_made_by_hand(manager: Client, target: tuple[str, str, str]) -> None:
     """Whatever stands in a token that looks like one of the listing's, it is no fault of ours."""
     account = target[0]
