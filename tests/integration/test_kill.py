@@ -28,7 +28,7 @@ from formgate.v1.authorization_pb2 import (
     UsageRecord,
 )
 from formgate.v1.keys_pb2 import CreateKeyRequest
-from formgate.v1.resources_pb2 import CALENDAR_DAY, CALENDAR_MONTH, HOLDER_ACCOUNT, HOLDER_KEY, Limit
+from formgate.v1.resources_pb2 import CALENDAR_DAY, CALENDAR_MONTH, HOLDER_ACCOUNT, HOLDER_KEY, Holder, Limit
 from tests.support.client import Client, database
 from tests.support.server import Server, eventually
 
@@ -51,7 +51,7 @@ def noon_zone() -> str:
     return f"Etc/GMT{hour - 12:+d}" if hour != 12 else "Etc/GMT"
 
 
-def limits(holder: int) -> dict[str, Limit]:
+def limits(holder: Holder.ValueType) -> dict[str, Limit]:
     """Return a limit of each kind that outlives its store."""
     made = {
         "daily": Limit(calendar=CALENDAR_DAY),
@@ -61,7 +61,7 @@ def limits(holder: int) -> dict[str, Limit]:
     }
     made["hourly"].window.FromSeconds(HOUR)
     for name, limit in made.items():
-        limit.name, limit.holder, limit.amount = name, holder, AMOUNT
+        limit.MergeFrom(Limit(name=name, holder=holder, amount=AMOUNT))
     return made
 
 
