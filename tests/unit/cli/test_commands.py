@@ -53,7 +53,7 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
         assert "[" not in parameter.help, "rich would take it for markup"
 
 
-@pytest.mark.parametrize("path", COMMANDS.keys() - LOCAL, ids=" ".join)
+@pytest.mark.parametrize("path", sorted(COMMANDS.keys() - LOCAL), ids=" ".join)
 def test_every_command_to_a_server_is_told_where_it_is(path: tuple[str, ...]) -> None:
     """The same options everywhere, and JSON wherever something is printed."""
     names = {name for parameter in COMMANDS[path].params for name in parameter.opts}

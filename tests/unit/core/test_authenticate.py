@@ -80,7 +80,11 @@ async def test_a_valid_token_is_its_caller(scheme: str, pepper: bytes) -> None:
     assert await World(pepper).caller(f"{scheme} {SECRET}") == Caller("t1", ServiceRole.CHECKER, "acme", "default")
 
 
-@pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", f"Basic {SECRET}", SECRET, f"{SECRET} Bearer"])
+@pytest.mark.parametrize(
+    "header",
+    ["", "Bearer", "Bearer ", f"Basic {SECRET}", SECRET, f"{SECRET} Bearer"],
+    ids=["empty", "scheme", "scheme and space", "another scheme", "no scheme", "back to front"],
+)
 async def test_no_token_is_refused_without_a_read(header: str) -> None:
     """And it is said how to show one."""
     world = World()
@@ -88,7 +92,11 @@ async def test_no_token_is_refused_without_a_read(header: str) -> None:
     assert world.tokens.reads == 0
 
 
-@pytest.mark.parametrize("token", [new_secret(TOKEN_PREFIX), SECRET[:-1], f"{SECRET} ", f" {SECRET}", "x" * 1_000_000])
+@pytest.mark.parametrize(
+    "token",
+    [new_secret(TOKEN_PREFIX), SECRET[:-1], f"{SECRET} ", f" {SECRET}", "x" * 1_000_000],
+    ids=["another", "cut off", "space after", "space before", "huge"],
+)
 async def test_an_unknown_token_is_refused(token: str) -> None:
     """However like a known one it is."""
     assert await World().refused(f"Bearer {token}") == "INVALID_SERVICE_TOKEN"
