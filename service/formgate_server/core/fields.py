@@ -21,7 +21,6 @@ T = TypeVar("T")
 
 LARGEST = 2**63 - 1
 MOST_GRANTS = 1_000
-MOST_IP_RULES = 1_000
 MOST_LIMITS = 16
 MOST_PERMISSIONS = 100
 MOST_RESOURCES = 100
@@ -213,14 +212,22 @@ def api_groups(values: Sequence[str], policy: Policy, field: str = "api_groups")
     return tuple(values)
 
 
-def ip_rules(values: Sequence[str], field: str = "ip_rules") -> tuple[str, ...]:
-    """Check address rules."""
-    at_most(values, MOST_IP_RULES, field)
+def ip_rules(values: Sequence[str], policy: Policy, field: str = "ip_rules") -> tuple[str, ...]:
+    """Check address rules against the kinds that the policy has."""
+    kinds = policy.keys.addresses
+    at_most(values, kinds.most, field)
     for index, value in enumerate(values):
+        here = f"{field}[{index}]"
         try:
             parse_rule(value)
         except ValueError as error:
-            raise InvalidArgumentError(f"{field}[{index}]", str(error)) from None
+            raise InvalidArgumentError(here, str(error)) from None
+        if not kinds.wildcards and "*" in value:
+            raise InvalidArgumentError(here, f"is a wildcard, which policy {policy.name} has not")
+        if not kinds.blocks and "/" in value:
+            raise InvalidArgumentError(here, f"is a block, which policy {policy.name} has not")
+        if not kinds.ipv6 and ":" in value:
+            raise InvalidArgumentError(here, f"is an IPv6 address, which policy {policy.name} has not")
     return tuple(values)
 
 
