@@ -58,9 +58,9 @@ class CheckKey:
         at_least = 0
         for _ in range(_ATTEMPTS):
             record = await self._keys.find(digests, at_least=at_least)
-            if record is None or not _counts(record, query, caller):
-                return self._keyless(Reason.KEY_NOT_FOUND, query, caller, own)
             now = self._clock.now()
+            if record is None or not _counts(record, query, caller) or now >= (record.secret_end or now + 1):
+                return self._keyless(Reason.KEY_NOT_FOUND, query, caller, own)
             reason = denial(record.standing, _wanted(query, record.policy), now)
             key = record.key
             counters = () if reason else record.counters

@@ -10,7 +10,18 @@ from formgate.rules.grants import EVERYTHING, Grant, Grants
 from formgate.rules.reason import Reason
 from formgate.rules.standing import Standing
 from formgate_server.core.limits import Counter
-from formgate_server.core.model import Account, AccountState, Calendar, Holder, Key, KeyState, Limit, Member, Period, Rolling
+from formgate_server.core.model import (
+    Account,
+    AccountState,
+    Calendar,
+    Holder,
+    Key,
+    KeyState,
+    Limit,
+    Member,
+    Period,
+    Rolling,
+)
 from formgate_server.core.policy import Plan, Policy
 from formgate_server.core.verdict import KeyRecord
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 from formgate.rules.addresses import parse_address, parse_rule
-from formgate.rules.grants import EVERYTHING, Grant
+from formgate.rules.grants import EVERYTHING, Grant, Level
 from formgate_server.core import calendar
 from formgate_server.core.errors import InvalidArgumentError
 from formgate_server.core.model import Limit, Rolling
@@ -176,12 +176,18 @@ def grants(values: Sequence[Grant], policy: Policy, field: str = "grants") -> tu
         here = f"{field}[{index}]"
         resource(grant.resource, f"{here}.resource")
         permissions(grant.permissions, policy, f"{here}.permissions")
-        if grant.level and grant.level not in policy.levels:
-            offered = ", ".join(f"LEVEL_{level.name}" for level in policy.levels)
-            raise InvalidArgumentError(f"{here}.level", f"is not offered by policy {policy.name}; it has {offered}")
+        level(grant.level, policy, f"{here}.level")
         if not grant.level and not grant.permissions:
             raise InvalidArgumentError(here, "grants nothing; give permissions or a level")
     return tuple(values)
+
+
+def level(value: Level, policy: Policy, field: str) -> Level:
+    """Check a level; UNSPECIFIED: none."""
+    if value and value not in policy.levels:
+        offered = ", ".join(f"LEVEL_{each.name}" for each in policy.levels) or "none"
+        raise InvalidArgumentError(field, f"is not offered by policy {policy.name}; it has {offered}")
+    return value
 
 
 def permissions(values: Sequence[str], policy: Policy, field: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from formgate.rules.grants import EVERYTHING, Grant, Level
+from formgate.rules.grants import Level
 from formgate_server.core import audit, fields, lookup
 from formgate_server.core.changes import Changed, Changes, Effective
 from formgate_server.core.errors import InvalidArgumentError, NotFoundError
@@ -72,8 +72,7 @@ class ManageMembers:
     def _check(self, new: NewMember, account: Account) -> None:
         policy = self._policies.by_name[account.policy]
         fields.permissions(new.permissions, policy, "permissions")
-        if new.level:
-            fields.level(Grant(EVERYTHING, (), new.level), policy, "level")
+        fields.level(new.level, policy, "level")
 
     async def remove(
         self, caller: Caller, account_id: str, member_id: str, disposition: KeyDisposition | None

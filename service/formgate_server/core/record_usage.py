@@ -56,7 +56,7 @@ class RecordUsage:
         entries = []
         for record in records:
             try:
-                entry = _entry(record, owners, caller, now)
+                entry = _entry(record, owners, caller, self._policies, now)
             except InvalidArgumentError as error:
                 results.append(_rejected(record, error))
             else:
@@ -84,7 +84,11 @@ class RecordUsage:
 
 
 def _entry(
-    record: UsageRecord | InvalidArgumentError, owners: Mapping[str, KeyOwner], caller: Caller, now: int
+    record: UsageRecord | InvalidArgumentError,
+    owners: Mapping[str, KeyOwner],
+    caller: Caller,
+    policies: Policies,
+    now: int,
 ) -> UsageEntry:
     """Check a record. Raises InvalidArgumentError naming the field."""
     if isinstance(record, InvalidArgumentError):
@@ -111,7 +115,8 @@ def _entry(
         raise InvalidArgumentError("occur_time", "is more than 35 days ago")
     if occur_time > now + AHEAD:
         raise InvalidArgumentError("occur_time", "is more than 5 minutes ahead")
-    return UsageEntry(owner.account_id, occur_time, _content(record), record)
+    tags = tuple((name, record.tags[name]) for name in policies.by_name[owner.policy].usage_tags if name in record.tags)
+    return UsageEntry(owner.account_id, occur_time, _content(record), record, tags)
 
 
 def _content(record: UsageRecord) -> bytes:

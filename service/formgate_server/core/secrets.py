@@ -12,11 +12,11 @@ whether a found string is a key.
 from __future__ import annotations
 
 import hashlib
-from hmac import compare_digest
 import re
 import secrets
 import zlib
 from collections.abc import Sequence
+from hmac import compare_digest
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _RANDOM_BITS = 256

@@ -181,6 +181,7 @@ class _Policy(_File):
     levels: dict[LevelName, Text] = Field(default_factory=dict)
     methods: dict[Method, LevelName] = Field(default_factory=dict)
     api_groups: list[Identifier] | None = None
+    usage_tags: list[Identifier] = Field(default_factory=list, max_length=3)
     keys: _Keys = _Keys()
     plans: Annotated[dict[Name, _Plan], Field(min_length=1)]
     denial: _Denial = _Denial()
@@ -210,6 +211,7 @@ class _Policy(_File):
             api_groups=None if self.api_groups is None else frozenset(self.api_groups),
             denials={reason: self._denial(reason) for reason in Reason if reason is not Reason.OK},
             keys=self.keys.rules(),
+            usage_tags=tuple(self.usage_tags),
         )
 
     def _denial(self, reason: Reason) -> DenialTemplate:

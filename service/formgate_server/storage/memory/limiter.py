@@ -15,6 +15,7 @@ from typing import NamedTuple
 from formgate_server.core.limits import (
     Counter,
     Span,
+    Standing,
     State,
     add,
     block,
@@ -194,6 +195,11 @@ class MemoryLimiter:
         )
         self._admissions[request] = _Admission(now, cost, charged)
         self._admitted.append((now, request))
+
+    async def look(self, counters: Sequence[Counter]) -> tuple[Standing, ...]:
+        """See ``Limiter.look``."""
+        await self._load(counters)
+        return self._told(counters, [self._cells[counter.id] for counter in counters], self._clock.now()).standings
 
     async def adjust(self, counters: Sequence[Counter], units: int) -> None:
         """See ``Limiter.adjust``."""
