@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -14,15 +14,22 @@ import structlog
 from formgate_server.core.authenticate import Authenticate
 from formgate_server.core.changes import Changes
 from formgate_server.core.check_key import CheckKey
+from formgate_server.core.copy_key import CopyKey
 from formgate_server.core.create_key import CreateKey
+from formgate_server.core.delete_key import DeleteKey
 from formgate_server.core.errors import UnavailableError
+from formgate_server.core.keeper import Keeper
 from formgate_server.core.last_used import LastUsed
 from formgate_server.core.manage_accounts import ManageAccounts
+from formgate_server.core.manage_members import ManageMembers
 from formgate_server.core.manage_tokens import ManageTokens
 from formgate_server.core.policy import Policies
 from formgate_server.core.ports import Clock, KeyStore, Limiter, Registry, UsageLedger
+from formgate_server.core.read_account import ReadAccount
 from formgate_server.core.read_keys import ReadKeys
 from formgate_server.core.record_usage import RecordUsage
+from formgate_server.core.reveal_key import RevealKey
+from formgate_server.core.rotate_key import RotateKey
 from formgate_server.core.secrets import TOKEN_PREFIX, Peppers, new_secret
 from formgate_server.core.set_key_state import SetKeyState
 from formgate_server.core.update_key import UpdateKey
@@ -35,6 +42,7 @@ from formgate_server.rpc.methods import methods
 from formgate_server.settings import Settings
 from formgate_server.storage.data_folder import DataFolder, DataFolderError, read_keys
 from formgate_server.storage.memory.limiter import MemoryLimiter
+from formgate_server.storage.sealer import AesSealer
 from formgate_server.storage.sql import migrate
 from formgate_server.storage.sql.counters import SqlReservations
 from formgate_server.storage.sql.engine import open_database
@@ -106,7 +114,10 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
     folder = stack.enter_context(closing(DataFolder(settings.data)))
     peppers = Peppers(folder.peppers() if settings.pepper_file is None else read_keys(settings.pepper_file))
     clock = SystemClock()
-    stores = await _open_stores(stack, settings, folder, policies, peppers, clock)
+    sealing_keys = folder.sealing_keys() if settings.sealing_key_file is None else read_keys(settings.sealing_key_file)
+    sealer = AesSealer(sealing_keys)
+    stores = await _open_stores(stack, settings, folder, policies, peppers, sealer, clock)
+    keeper = Keeper(peppers, sealer, policies)
     await _check_plans(stores.registry, policies)
     changes = Changes(stores.registry, stores.limiter, clock)
     stack.push_async_callback(changes.finish)
@@ -120,12 +131,21 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
     record_usage = RecordUsage(stores.usage, stores.registry, stores.limiter, policies, clock)
     authorization = AuthorizationServicer(check_key, record_usage)
     keys = KeyServicer(
-        CreateKey(changes, policies, peppers),
-        ReadKeys(stores.registry),
-        UpdateKey(changes, policies),
-        SetKeyState(changes),
+        create=CreateKey(changes, policies, keeper),
+        read=ReadKeys(stores.registry),
+        update=UpdateKey(changes, policies),
+        set_state=SetKeyState(changes),
+        copy=CopyKey(changes, policies, keeper),
+        delete=DeleteKey(changes, policies),
+        reveal=RevealKey(changes, keeper),
+        rotate=RotateKey(changes, policies, keeper),
     )
-    accounts = AccountServicer(ManageAccounts(changes, policies), tokens)
+    accounts = AccountServicer(
+        ManageAccounts(changes, policies),
+        ManageMembers(changes, policies),
+        ReadAccount(stores.registry, stores.limiter, stores.usage, policies, clock),
+        tokens,
+    )
     dispatch = Dispatch(Authenticate(stores.registry, peppers, clock, time.monotonic))
     http_host, _, http_port = settings.http.rpartition(":")
     http = HttpServer(http_host.strip("[]"), int(http_port), live=pulse.beats, ready=pulse.ready)
@@ -144,6 +164,7 @@ async def _open_stores(  # noqa: PLR0913, PLR0917 - what stores are made of
     folder: DataFolder,
     policies: Policies,
     peppers: Peppers,
+    sealer: AesSealer,
     clock: Clock,
 ) -> _Stores:
     """Open the embedded default's stores: SQLite, and counters in memory whose marks it holds."""
@@ -151,21 +172,24 @@ async def _open_stores(  # noqa: PLR0913, PLR0917 - what stores are made of
     await migrate.upgrade(url)
     database = open_database(url)
     stack.push_async_callback(database.close)
-    await _check_peppers(Fingerprints(database), peppers)
-    registry = SqlRegistry(database)
+    fingerprints = Fingerprints(database)
+    await _check_secret_keys(fingerprints, "pepper", peppers.ids)
+    await _check_secret_keys(fingerprints, "sealing key", sealer.ids)
+    registry = SqlRegistry(database, peppers)
     limiter = MemoryLimiter(clock, SqlReservations(database), on_degraded=_tell_degraded)
     stack.push_async_callback(_close_limiter, limiter)
     keys = CachedKeyStore(SqlKeyStore(database, policies), settings.key_cache_size)
     return _Stores(registry, keys, SqlUsageLedger(database), limiter)
 
 
-async def _check_peppers(fingerprints: Fingerprints, peppers: Peppers) -> None:
-    """See to it that every pepper under which secrets are stored is there. Raises StartError."""
-    missing = await fingerprints.check("pepper", peppers.ids) - set(peppers.ids)
+async def _check_secret_keys(fingerprints: Fingerprints, name: str, ids: Sequence[str]) -> None:
+    """See to it that every key is there under which something is stored. Raises StartError."""
+    newest = ids[:1]  # under which things are stored from now on
+    missing = await fingerprints.check(name, newest) - set(ids)
     if missing:
-        message = f"the database's secrets were stored under another pepper ({', '.join(sorted(missing))}): put it back"
+        message = f"the database holds what was stored under another {name} ({', '.join(sorted(missing))}): put it back"
         raise StartError(message)
-    await fingerprints.remember("pepper", peppers.ids[:1])  # the newest, under which secrets are stored from now on
+    await fingerprints.remember(name, newest)
 
 
 async def _check_plans(registry: Registry, policies: Policies) -> None:
