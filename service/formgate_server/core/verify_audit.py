@@ -31,7 +31,7 @@ class Findings:
 
 
 async def verify(rows: AsyncIterable[AuditRow], newest: int, keys: AuditKeys) -> Findings:
-    """Verify an account's ``rows``, oldest first; ``newest`` is the sequence number that its head says it has reached."""
+    """Verify an account's ``rows``, oldest first; ``newest``: the sequence number that its head has reached."""
     findings = Findings()
     previous: bytes | None = FIRST
     expected = 1
