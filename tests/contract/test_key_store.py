@@ -8,7 +8,7 @@ from formgate.rules.reason import Reason
 from formgate_server.core.compile_key import compile_key
 from formgate_server.core.model import AccountState, KeyState
 from formgate_server.core.verdict import KeyRecord
-from tests.support.stores import POLICY, Stores, account, add_key, digest, key
+from tests.support.stores import POLICY, Stores, account, add_key, digest, key, stored
 
 FRESH = 2**63 - 1
 """An epoch that no account has: what is returned must have been read after the call began."""
@@ -81,7 +81,7 @@ async def test_what_is_not_committed_is_not_found(key_stores: Stores) -> None:
     async with key_stores.registry.transaction() as transaction:
         await transaction.update_key(key(state=KeyState.REVOKED))
         await transaction.raise_epoch("acme")
-        await transaction.insert_key(key("k2"), digest("k2"), "pepper", "")
+        await transaction.insert_key(key("k2"), stored("k2"), "")
         record = await key_stores.keys.find([digest("k1")], at_least=FRESH)
         assert record is not None
         assert (record.epoch, record.key.state) == (1, KeyState.ENABLED)
