@@ -50,10 +50,10 @@ class CheckKey:
         secret = query.key if query.key is not None else _bearer(query.authorization or "")
         if isinstance(secret, Reason):
             return self._keyless(secret, query, caller, None)
-        prefix = prefix_of(secret)
-        own = None if prefix is None else self._policies.by_prefix.get(prefix)
-        if own is None:
-            return self._keyless(Reason.MALFORMED_KEY, query, caller, None)
+        prefix = secret[: secret.rfind("_") + 1]  # prefixes end in "_", which is no digit of base62
+        own = self._policies.by_prefix.get(prefix)
+        if own is None or prefix_of(secret) != prefix:
+            return self._keyless(Reason.MALFORMED_KEY, query, caller, own)
         digests = self._peppers.digests(secret)
         at_least = 0
         for _ in range(_ATTEMPTS):

@@ -54,8 +54,10 @@ def _ungranted(policy: Policy, creator: Member | None) -> tuple[Grant, ...]:
 
 
 def _rights(member: Member | None) -> tuple[Grant, ...]:
-    """Return what a member may do, as a grant; it counts on everything but the organization."""
-    return () if member is None else (Grant(EVERYTHING, member.permissions, member.level),)
+    """Return what a member may do, as a grant, if anything; it counts on everything but the organization."""
+    if member is None or not (member.permissions or member.level):
+        return ()  # a grant of nothing would still cover what is asked for without a permission
+    return (Grant(EVERYTHING, member.permissions, member.level),)
 
 
 def counters(account: Account, plan: Plan, key: Key | None) -> tuple[Counter, ...]:

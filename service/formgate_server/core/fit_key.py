@@ -1,4 +1,7 @@
-"""Whether a key is one that its account's policy has: what CreateKey, CopyKey and UpdateKey all look at."""
+"""Whether a key is one that its account's policy has: what CreateKey, CopyKey and UpdateKey all look at.
+
+Accounts' own limits too: they apply to all its keys.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +31,13 @@ async def admit(transaction: Transaction, account: Account, policy: Policy, crea
 
 
 def limits(values: Sequence[Limit], plan: Plan, field: str) -> tuple[Limit, ...]:
-    """Check a key's limits: none may exceed what the plan lets a key have."""
+    """Check the limits of a key or an account: none may exceed what the plan lets a key have."""
     for index, limit in enumerate(fields.limits(values, field)):
         most = plan.most.get(limit.name)
         if most is None:
             continue
-        per = next(of_plan.per for of_plan in plan.limits if of_plan.name == limit.name)
-        if limit.per != per:
+        of_plan = next(each for each in plan.limits if each.name == limit.name)
+        if (limit.holder, limit.per) != (of_plan.holder, of_plan.per):
             raise InvalidArgumentError(f"{field}[{index}]", f"must count as the plan's {limit.name} does")
         if limit.amount is None or limit.amount > most:
             raise InvalidArgumentError(f"{field}[{index}].amount", f"must be at most {most}")

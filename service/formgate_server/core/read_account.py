@@ -98,12 +98,14 @@ class ReadAccount:
 
         return await page(fetch, lambda row: Cursor(row.sequence, ""), ("audit", wanted), page_size, page_token)
 
-    def policies(self, page_size: int, page_token: str) -> Page[Policy]:
+    async def policies(self, page_size: int, page_token: str) -> Page[Policy]:
         """Return a page of the policies, by name."""
-        fields.number(page_size, "page_size")
-        if page_token:
-            raise InvalidArgumentError("page_token", "is not one that this listing gave; all policies are on one page")
-        return Page([self._policies.by_name[name] for name in sorted(self._policies.by_name)], "")
+
+        async def fetch(after: Cursor | None, most: int) -> list[Policy]:
+            names = sorted(name for name in self._policies.by_name if after is None or name > after.id)
+            return [self._policies.by_name[name] for name in names[:most]]
+
+        return await page(fetch, lambda policy: Cursor(0, policy.name), ("policies",), page_size, page_token)
 
 
 def _check_group(query: UsageQuery, policy: Policy) -> None:

@@ -66,7 +66,7 @@ class AccountServicer:
 
     async def list_policies(self, request: pb.ListPoliciesRequest, _caller: Caller) -> pb.ListPoliciesResponse:
         """List the policies."""
-        page = self._read.policies(request.page_size, request.page_token)
+        page = await self._read.policies(request.page_size, request.page_token)
         return pb.ListPoliciesResponse(policies=map(convert.policy, page.rows), next_page_token=page.next_token)
 
     async def get_limits(self, request: pb.GetLimitsRequest, caller: Caller) -> pb.GetLimitsResponse:
