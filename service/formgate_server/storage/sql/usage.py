@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import select
 
 from formgate_server.core.model import UsageOutcome
 from formgate_server.core.ports import KeyOwner, UsageEntry, UsageFilter, UsageSum
@@ -82,9 +82,21 @@ async def _insert(connection: Connection, entries: Sequence[UsageEntry]) -> set[
 
 async def _contents(connection: Connection, identities: Collection[_Identity]) -> dict[_Identity, bytes]:
     """Return the content digests of records that are there."""
-    contents = {}
+    contents: dict[_Identity, bytes] = {}
+    row = usage_records.c
     for some in batches(identities):
-        query = select(*_IDENTITY, usage_records.c.content).where(tuple_(*_IDENTITY).in_(some))
-        for account_id, record_id, content in await connection.execute(query):
-            contents[account_id, record_id] = content
+        # Not by pairs: what SQLite makes of (account_id, record_id) IN (...) is a scan of the whole table.
+        for of_account, record_ids in _by_account(some).items():
+            query = select(row.record_id, row.content).where(
+                row.account_id == of_account, row.record_id.in_(record_ids)
+            )
+            found = await connection.execute(query)
+            contents |= {(of_account, record_id): content for record_id, content in found}
     return contents
+
+
+def _by_account(identities: Iterable[_Identity]) -> dict[str, list[str]]:
+    record_ids: dict[str, list[str]] = {}
+    for account_id, record_id in identities:
+        record_ids.setdefault(account_id, []).append(record_id)
+    return record_ids

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sqlalchemy import ColumnElement, case, func, select, tuple_
+from sqlalchemy import ColumnElement, case, func, select
 
 from formgate_server.core.ports import UsageEntry, UsageFilter, UsageSum
 from formgate_server.storage import sums
@@ -18,33 +18,42 @@ if TYPE_CHECKING:
 
     from formgate_server.storage.sql.connection import Connection
 
-_TagHour: TypeAlias = tuple[str, str, int]
-"""An account's tag in an hour."""
+_Group: TypeAlias = tuple[Any, ...]
+"""A primary key of the table."""
+_Values: TypeAlias = dict[int, dict[str, Sum]]
+"""By hour and a tag's value."""
 
 _HALF = 2**32
+_HOURS_AT_ONCE = 50  # every value of any of them is looked for in each
 _BY_TAG = "tag:"
-_TAG_HOUR = (usage_tag_hours.c.account_id, usage_tag_hours.c.tag, usage_tag_hours.c.hour)
-_VALUE = (*_TAG_HOUR, usage_tag_hours.c.value)
 
 
 async def add_up(connection: Connection, entries: Iterable[UsageEntry]) -> None:
     """Add records to the sums of their hours; of a tag's values, those that come first here are the first."""
-    by_operation: dict[tuple[Any, ...], Sum] = {}
-    by_value: dict[_TagHour, dict[str, Sum]] = {}
+    by_operation: dict[_Group, Sum] = {}
+    by_tag: dict[tuple[str, str], _Values] = {}
     for entry in entries:
         hour, one = sums.hour_of(entry), sums.of(entry)
         group = entry.account_id, entry.record.key_id, hour, entry.record.operation
         by_operation[group] = by_operation.get(group, Sum()).plus(one)
         for tag, value in entry.summed_tags:
-            of_tag = by_value.setdefault((entry.account_id, tag, hour), {})
-            of_tag[value] = of_tag.get(value, Sum()).plus(one)
+            of_hour = by_tag.setdefault((entry.account_id, tag), {}).setdefault(hour, {})
+            of_hour[value] = of_hour.get(value, Sum()).plus(one)
     await _add(connection, usage_hours, by_operation)
     # Whoever adds values to a tag's hour has the row of __other__ locked: nobody else adds the last one meanwhile.
-    await _add(connection, usage_tag_hours, {(*tag_hour, OTHER): Sum() for tag_hour in by_value})
-    await _add(connection, usage_tag_hours, await _within_bounds(connection, by_value))
+    await _add(
+        connection,
+        usage_tag_hours,
+        {(*of_tag, hour, OTHER): Sum() for of_tag, hours in by_tag.items() for hour in hours},
+    )
+    by_value: dict[_Group, Sum] = {}
+    for of_tag, hours in by_tag.items():
+        for some in batches(hours, _HOURS_AT_ONCE):
+            by_value |= await _bounded(connection, of_tag, {hour: hours[hour] for hour in some})
+    await _add(connection, usage_tag_hours, by_value)
 
 
-async def _add(connection: Connection, table: Table, added: Mapping[tuple[Any, ...], Sum]) -> None:
+async def _add(connection: Connection, table: Table, added: Mapping[_Group, Sum]) -> None:
     """Add to the rows of ``table`` that have these primary keys, in the one order that all who do so keep to."""
     if not added:
         return
@@ -59,46 +68,26 @@ async def _add(connection: Connection, table: Table, added: Mapping[tuple[Any, .
     await connection.execute(upsert, rows)
 
 
-async def _within_bounds(
-    connection: Connection, by_value: Mapping[_TagHour, Mapping[str, Sum]]
-) -> dict[tuple[Any, ...], Sum]:
-    """Return the sums with what goes to ``__other__`` put there."""
-    there = await _there(connection, [(*tag_hour, value) for tag_hour, of_tag in by_value.items() for value in of_tag])
-    new = {
-        tag_hour: [value for value in of_tag if (*tag_hour, value) not in there]
-        for tag_hour, of_tag in by_value.items()
-    }
-    counts = await _counts(connection, [tag_hour for tag_hour, values in new.items() if values])
-    bounded: dict[tuple[Any, ...], Sum] = {}
-    for tag_hour, of_tag in by_value.items():
-        excess = set(new[tag_hour][sums.room(counts.get(tag_hour, 0)) :])
-        for value, added in of_tag.items():
-            group = (*tag_hour, OTHER if value in excess else value)
+async def _bounded(connection: Connection, of_tag: tuple[str, str], hours: _Values) -> dict[_Group, Sum]:
+    """Return the sums of an account's tag by the rows to which they go: a value's own or, without room, the other."""
+    row = usage_tag_hours.c
+    tag = row.account_id == of_tag[0], row.tag == of_tag[1]
+    there: set[tuple[int, str]] = set()
+    # Not by pairs: what SQLite makes of (hour, value) IN (...) is a scan of the whole table.
+    for some in batches(sorted({value for values in hours.values() for value in values})):
+        found = select(row.hour, row.value).where(*tag, row.hour.in_(list(hours)), row.value.in_(some))
+        there.update((hour, value) for hour, value in await connection.execute(found))
+    new = {hour: [value for value in values if (hour, value) not in there] for hour, values in hours.items()}
+    counted = select(row.hour, func.count()).where(*tag, row.hour.in_([hour for hour in new if new[hour]]))
+    counts = await connection.execute(counted.where(row.value != OTHER).group_by(row.hour))
+    rooms = dict.fromkeys(hours, sums.room(0)) | {hour: sums.room(count) for hour, count in counts}
+    bounded: dict[_Group, Sum] = {}
+    for hour, values in hours.items():
+        excess = set(new[hour][rooms[hour] :])
+        for value, added in values.items():
+            group = (*of_tag, hour, OTHER if value in excess else value)
             bounded[group] = bounded.get(group, Sum()).plus(added)
     return bounded
-
-
-async def _there(connection: Connection, groups: Collection[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
-    """Return those of ``groups`` that have a row."""
-    there: set[tuple[Any, ...]] = set()
-    for some in batches(groups):
-        rows = await connection.execute(select(*_VALUE).where(tuple_(*_VALUE).in_(some)))
-        there.update((account_id, tag, hour, value) for account_id, tag, hour, value in rows)
-    return there
-
-
-async def _counts(connection: Connection, tag_hours: Collection[_TagHour]) -> dict[_TagHour, int]:
-    """Return how many values have sums of their own; none: left out."""
-    counts = {}
-    for some in batches(tag_hours):
-        query = (
-            select(*_TAG_HOUR, func.count())
-            .where(tuple_(*_TAG_HOUR).in_(some), usage_tag_hours.c.value != OTHER)
-            .group_by(*_TAG_HOUR)
-        )
-        for account_id, tag, hour, count in await connection.execute(query):
-            counts[account_id, tag, hour] = count
-    return counts
 
 
 async def read(connection: Connection, wanted: UsageFilter, group_by: str) -> list[UsageSum]:
