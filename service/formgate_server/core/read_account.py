@@ -96,7 +96,7 @@ class ReadAccount:
         async def fetch(after: Cursor | None, most: int) -> list[AuditRow]:
             return await self._registry.audit_rows(wanted, None if after is None else after.create_time, most)
 
-        return await page(fetch, lambda row: Cursor(row.sequence, ""), ("audit", wanted), page_size, page_token)
+        return await page(fetch, lambda row: Cursor(row.sequence, "audit"), ("audit", wanted), page_size, page_token)
 
     async def policies(self, page_size: int, page_token: str) -> Page[Policy]:
         """Return a page of the policies, by name."""
