@@ -33,6 +33,7 @@ from formgate_server.core.rotate_key import RotateKey
 from formgate_server.core.secrets import TOKEN_PREFIX, Peppers, new_secret
 from formgate_server.core.set_key_state import SetKeyState
 from formgate_server.core.update_key import UpdateKey
+from formgate_server.core.verify_audit import Findings, verify
 from formgate_server.policies.policy import PolicyError, load
 from formgate_server.rpc.accounts import AccountServicer
 from formgate_server.rpc.authorization import AuthorizationServicer
@@ -49,6 +50,7 @@ from formgate_server.storage.sql.engine import open_database
 from formgate_server.storage.sql.fingerprints import Fingerprints
 from formgate_server.storage.sql.keys import SqlKeyStore
 from formgate_server.storage.sql.registry import SqlRegistry
+from formgate_server.storage.sql.trail import Trail, read_only_url
 from formgate_server.storage.sql.usage import SqlUsageLedger
 from formgate_server.storage.wrappers import CachedKeyStore
 from formgate_server.wire.grpcio import GrpcServer
@@ -88,6 +90,31 @@ async def upgrade_database(settings: Settings) -> None:
             await migrate.upgrade(folder.database_url())
     except (DataFolderError, UnavailableError) as error:
         raise StartError(str(error)) from error
+
+
+async def verify_audit(settings: Settings, account_id: str | None) -> dict[str, Findings]:
+    """Verify the audit trail of an account (None: of all), by account. Raises StartError where it can not be read.
+
+    It locks nothing and writes nothing; a server may serve the same folder. An account that is not there is left out.
+    """
+    file = settings.data.absolute() / "formgate.db"  # no DataFolder: that locks, and makes what is missing
+    if not file.exists():
+        message = f"there is no database {file}"
+        raise StartError(message)
+    url = read_only_url(file)
+    database = open_database(url)
+    try:
+        peppers = Peppers(read_keys(settings.pepper_file or file.with_name("pepper")))
+        if await migrate.current(url) != migrate.head():
+            message = f"{file} is not of this version: `formgate migrate` brings it there"
+            raise StartError(message)
+        trail = Trail(database)
+        heads = await trail.heads(account_id)
+        return {account: await verify(trail.rows(account), newest, peppers) for account, newest in heads.items()}
+    except (DataFolderError, UnavailableError) as error:
+        raise StartError(str(error)) from error
+    finally:
+        await database.close()
 
 
 @asynccontextmanager
