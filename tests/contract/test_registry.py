@@ -355,31 +355,3 @@ async def test_pages_of_tokens(stores: Stores) -> None:
     assert await stores.registry.tokens(Scope(account_id="acme"), None, 100) == [made[1], made[3]]
     assert await stores.registry.tokens(Scope(policy="default"), None, 100) == [made[2], made[3]]
     assert await stores.registry.tokens(Scope("acme", "default"), None, 100) == [made[3]]
-
-
-async def test_the_audit_trail_is_in_order(stores: Stores) -> None:
-    """Rows come back as they were, in the order of the changes, counted by account without gaps."""
-    rows = [
-        event(action=TEXT, actor="ann", actor_ip="::1", before={"limits": [{"a": None}]}, after={TEXT: [1, 2.5, True]}),
-        event(before={}, note=TEXT),
-        event(after={}),
-    ]
-    none = event("", action="CreateServiceToken")
-    for row in rows:
-        async with stores.registry.transaction() as transaction:
-            await transaction.audit(row)
-            await transaction.audit(none)
-    assert await stores.audit("acme") == rows
-    assert await stores.audit("") == [none] * 3
-
-
-async def test_audit_rows_of_changes_at_once(stores: Stores) -> None:
-    """However many changes end at once, each row has its own place."""
-
-    async def change(number: int) -> None:
-        async with stores.registry.transaction() as transaction:
-            await transaction.raise_epoch("acme")
-            await transaction.audit(event(note=str(number)))
-
-    await asyncio.gather(*map(change, range(15)))
-    assert sorted(int(row.note) for row in await stores.audit("acme")) == list(range(15))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from formgate_server.core.model import (
     ServiceToken,
     UsageRecord,
 )
-from formgate_server.core.policy import Plan, Policies, Policy
+from formgate_server.core.policy import KeyRules, Plan, Policies, Policy
 from formgate_server.core.ports import (
     AuditFilter,
     KeyStore,
@@ -72,7 +72,8 @@ POLICY = Policy(
     api_groups=None,
     denials={},
 )
-POLICIES = Policies({POLICY.name: POLICY, "other": replace(POLICY, name="other")}, POLICY.name)
+INHERITING = replace(POLICY, name="other", keys=KeyRules(ungranted=None, capped=True))
+POLICIES = Policies({POLICY.name: POLICY, INHERITING.name: INHERITING}, POLICY.name)
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def key(key_id: str = "k1", **changes: Any) -> Key:
 
 def member(member_id: str = "ann", **changes: Any) -> Member:
     """Make a member."""
-    usual = Member(account_id="acme", member_id=member_id, role=Role.MEMBER, create_time=1_500, update_time=1_500)
+    usual = Member(account_id="acme", member_id=member_id, role=Role.MEMBER, create_time=1_500, update_time=1_600)
     return replace(usual, **changes)
 
 
@@ -224,10 +225,18 @@ def event(account_id: str = "acme", **changes: Any) -> AuditEvent:
     return replace(usual, **changes)
 
 
-def entry(record_id: str, content: str = "", *, account_id: str = "acme", time: int = 0, **changes: Any) -> UsageEntry:
-    """Make a usage entry; ``content`` stands for all that was sent."""
-    record = UsageRecord(record_id=record_id, key_id="k1", units=1)
-    return UsageEntry(account_id, time, digest(content), replace(record, **changes))
+def entry(
+    record_id: str,
+    content: str = "",
+    *,
+    account_id: str = "acme",
+    time: int = 0,
+    tags: Mapping[str, str] | None = None,
+    **changes: Any,
+) -> UsageEntry:
+    """Make a usage entry; ``content`` stands for all that was sent, ``tags`` are summed up."""
+    record = UsageRecord(record_id=record_id, key_id="k1", units=1, tags=tags or {})
+    return UsageEntry(account_id, time, digest(content), replace(record, **changes), tuple(record.tags.items()))
 
 
 def digest(text: str) -> bytes:
@@ -235,9 +244,14 @@ def digest(text: str) -> bytes:
     return text.encode().ljust(32, b"\0")
 
 
-def stored(text: str, sealed: str = "") -> StoredSecret:
-    """Make a secret as it is stored; ``sealed`` empty: it can not be shown again."""
-    return StoredSecret(digest(text), "pepper", Sealed(sealed.encode(), "sealing key") if sealed else None)
+def sealed(text: str) -> Sealed:
+    """Make a box that stands for ``text``, encrypted."""
+    return Sealed(f"sealed {text}".encode(), "sealing key")
+
+
+def stored(text: str, *, recoverable: bool = False) -> StoredSecret:
+    """Make a secret as it is stored."""
+    return StoredSecret(digest(text), "pepper", sealed(text) if recoverable else None)
 
 
 async def add_key(registry: Registry, new: Key, secret: str | None = None, request_id: str = "") -> None:
