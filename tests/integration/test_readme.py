@@ -39,7 +39,7 @@ _VARYING = (
     (re.compile(r"\b(key|tok|acc)_[0-9A-Za-z]{22}\b"), r"\1_ID"),
     (re.compile(r"(?<=\.\.\.)[0-9A-Za-z]{4}\b"), "LAST"),
     (re.compile(r"\b((?:[a-z]+_)+)[0-9A-Za-z]{49}\b"), r"\1SECRET"),
-    (re.compile(r"\b\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2}(\.\d+)?Z"), "TIME"),
+    (re.compile(r"\b\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d{2})"), "TIME"),
     (re.compile(r"\b\d{4}-\d{2}-\d{2}\b"), "DAY"),
     (re.compile(r"\bin (\d+(d|h|ms|m|us|s))+"), "in A_WHILE"),
 )
@@ -56,7 +56,7 @@ TYPED = [page for page in PAGES if _CONSOLE.search(page.read_text(encoding="utf-
 
 
 def _typed(page: Path) -> Iterator[tuple[str, str]]:
-    """Yield the commands of a page with the output that it shows for each; a command's further lines begin with ``>``."""
+    """Yield the commands of a page with the output that it shows for each; its further lines begin with ``>``."""
     for block in _CONSOLE.findall(page.read_text(encoding="utf-8")):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             command, _, output = part.partition("\n")
