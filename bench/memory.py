@@ -1,61 +1,54 @@
-"""What a cached key weighs: the growth of a process' resident memory while its cache takes keys.
+"""What a cached key weighs: the growth of a process' resident memory while its cache takes keys from a database.
 
-python -m bench.memory KEYS    # in a process of its own, whose memory nothing else has used and freed
+python -m bench.memory DATABASE    # in a process of its own, whose memory nothing else has used and freed
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import hashlib
-import json
-import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
+from sqlalchemy import URL, select
 
-from bench.population import account, key
-from formgate_server.core.compile_key import compile_key
-from formgate_server.core.secrets import new_secret
-from formgate_server.core.verdict import KeyRecord
 from formgate_server.policies.policy import load
-from formgate_server.storage.sql.rows import account_of, account_values, key_of, key_values
+from formgate_server.storage.sql.engine import open_database
+from formgate_server.storage.sql.keys import SqlKeyStore
+from formgate_server.storage.sql.tables import secrets
 from formgate_server.storage.wrappers import CachedKeyStore
 
+_BEFORE = 1_000  # keys after which SQLite's pages and the code itself are in memory too
 
-def cached_key_bytes(count: int) -> float:
-    """Return the bytes of a cached key, from the growth over ``count`` keys."""
-    command = [sys.executable, "-m", "bench.memory", str(count)]
+
+def cached_key_bytes(database: Path) -> float:
+    """Return the bytes of a cached key, by all the keys of a database; a server may have it open."""
+    command = [sys.executable, "-m", "bench.memory", str(database)]
     return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-class _Rows:
-    """Reads a new key each time, as from a database: from text, so that no two keys share a string."""
+async def _grow(file: str) -> float:
+    database = open_database(URL.create("sqlite+aiosqlite", database=file))
+    try:
+        async with database.reading() as connection:
+            digests = [digest for (digest,) in await connection.execute(select(secrets.c.digest))]
+        store = CachedKeyStore(SqlKeyStore(database, load(None)), len(digests))
+        for digest in digests[:_BEFORE]:
+            await store.find([digest])
+        before = _resident()
+        for digest in digests[_BEFORE:]:
+            await store.find([digest])
+        return (_resident() - before) / (len(digests) - _BEFORE)
+    finally:
+        await database.close()
 
-    def __init__(self) -> None:
-        self._policy = load(None).by_name["default"]
-        self._count = 0
 
-    async def find(self, digests: Sequence[bytes], *, at_least: int = 0) -> KeyRecord:  # noqa: ARG002 - the port's
-        row = json.dumps([key_values(key(self._count, new_secret("fg_live_"))), account_values(account(self._count))])
-        self._count += 1
-        key_row, account_row = json.loads(row)
-        return compile_key(key_of(list(key_row.values())), account_of(list(account_row.values())), self._policy)
-
-
-async def _grow(count: int) -> float:
-    store = CachedKeyStore(_Rows(), count * 2)
-    await store.find([bytes(32)])
-    digests = [[hashlib.sha256(str(number).encode()).digest()] for number in range(count)]
+def _resident() -> int:
     gc.collect()
-    before = psutil.Process(os.getpid()).memory_info().rss
-    for number in range(count):
-        await store.find(digests[number])
-    gc.collect()
-    return (psutil.Process(os.getpid()).memory_info().rss - before) / count
+    return int(psutil.Process().memory_info().rss)
 
 
 if __name__ == "__main__":
-    print(asyncio.run(_grow(int(sys.argv[1]))))
+    print(asyncio.run(_grow(sys.argv[1])))

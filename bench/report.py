@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from pathlib import Path
 from bench.figures import medians
 from bench.scenarios import Scenario
 
+_WIDTH = 100
 _PACKAGES = ("formgate-server", "grpcio", "protobuf", "uvloop", "sqlalchemy")
 
 
@@ -50,7 +52,7 @@ class Report:
     def for_people(self) -> str:
         """Return tables."""
         rounds = len(self.scenarios[0].rounds)
-        lines = [", ".join(f"{name} {value}" for name, value in self._conditions().items())]
+        lines = textwrap.wrap(", ".join(f"{name} {value}" for name, value in self._conditions().items()), _WIDTH)
         lines += [f"Medians of {rounds} rounds; CPU is the server's, user and system, for one check.", ""]
         lines += [f"{'':44}{'CPU µs':>9}{'checks/s':>11}{'p50 ms':>9}{'p99 ms':>9}"]
         for scenario in self.scenarios:
@@ -78,7 +80,10 @@ class Report:
                     }
                     for scenario in self.scenarios
                 ],
-                "targets": [asdict(target) | {"met": target.met} for target in self.targets],
+                "targets": [
+                    {"name": one.name, "measured": one.measured, "wanted": one.wanted, "met": one.met}
+                    for one in self.targets
+                ],
                 "notes": list(self.notes),
             },
             indent=2,

@@ -30,16 +30,19 @@ class Scenario:
     send: Callable[[int], Answered]
     guess: int
     checks: int = 1
+    informative: bool = False
+    """No target is measured by it: half the time does."""
     rounds: list[Figures] = field(default_factory=list)
     others: float = 0.0
     """The largest share of the server's core, in any round, that was not the server's."""
     _calls: int = 0
 
     def run(self, seconds: float) -> None:
-        """Run one round of about that long; before the first, a short one to warm up."""
+        """Run a round of about that long; before the first, a short one that warms up and tells how much that is."""
         if not self._calls:
             first = self.send(self.guess)
-            self._calls = max(1, round(first.calls * seconds / first.seconds))
+            wanted = seconds / 2 if self.informative else seconds
+            self._calls = max(1, round(first.calls * wanted / first.seconds))
         before = self.process.busy()
         answered = self.send(self._calls)
         busy = self.process.busy() - before
@@ -57,7 +60,8 @@ class Scenario:
 def floor(h2load: H2load, echo: Process, served: Served, flight: Flight = SATURATED) -> Scenario:
     """Every check of ``served``, sent to a server that decides nothing."""
     send = _checks(h2load, echo, served, flight)
-    return Scenario(_named("floor: bare grpc.aio echo", flight), echo, send, guess=1_000)
+    name = _named("floor: bare grpc.aio echo", flight)
+    return Scenario(name, echo, send, guess=1_000, informative=flight != SATURATED)
 
 
 def check_key(h2load: H2load, served: Served, flight: Flight = SATURATED) -> Scenario:
@@ -68,7 +72,8 @@ def check_key(h2load: H2load, served: Served, flight: Flight = SATURATED) -> Sce
         served.expected += calls
         return send(calls)
 
-    return Scenario(_named(f"CheckKey, {len(served.secrets):,} keys", flight), served.process, counted, guess=1_000)
+    name = _named(f"CheckKey, {len(served.secrets):,} keys", flight)
+    return Scenario(name, served.process, counted, guess=1_000, informative=flight != SATURATED)
 
 
 def batch_check_keys(h2load: H2load, served: Served) -> Scenario:
@@ -92,6 +97,7 @@ def record_usage(served: Served) -> Scenario:
         lambda calls: served.client.record(usage(key_ids, calls)),
         guess=4,
         checks=MOST,
+        informative=True,
     )
 
 

@@ -23,13 +23,16 @@ _COMMAND = Path(sys.executable).with_name("formgate")
 class Served:
     """A server and its keys, each checked once: cached, counted and reserved ahead, as after a while of service."""
 
+    database: Path
     process: Process
     client: Client
     headers: dict[str, str]
     secrets: Sequence[str]
     key_ids: Sequence[str]
     expected: int
-    """How many units the scenarios have asked for, this first check of each key included."""
+    """How many units were asked for, the first check of each key included."""
+    first_us: float
+    """Microseconds of CPU for the first check of a key: it is read, and its counters' marks are written."""
 
     def charged(self) -> list[int]:
         """Return how many units each key was charged, as its own daily counter says."""
@@ -61,9 +64,13 @@ def served(folder: Path, core: int, keys: int) -> Iterator[Served]:
     with Process(command, core, logs) as process:
         token = (data / "manager.token").read_text().strip()
         with Client(process.address, token) as client:
+            idle = process.busy()
             client.check_all(population.secrets)
+            first_us = (process.busy() - idle).own / keys * 1e6
             headers = {"authorization": f"Bearer {token}"}
-            yield Served(process, client, headers, population.secrets, population.key_ids, expected=keys)
+            yield Served(
+                data / "formgate.db", process, client, headers, population.secrets, population.key_ids, keys, first_us
+            )
 
 
 def _populated(data: Path, keys: int) -> Population:

@@ -86,7 +86,8 @@ async def upgrade_database(settings: Settings) -> None:
     """Bring the database to this version. Raises StartError."""
     try:
         with closing(DataFolder(settings.data)) as folder:
-            folder.peppers()  # made before the database: one without the other is taken for a loss
+            if settings.pepper_file is None:
+                folder.peppers()  # made before the database: one without the other is taken for a loss
             await migrate.upgrade(folder.database_url())
     except (DataFolderError, UnavailableError) as error:
         raise StartError(str(error)) from error
@@ -156,6 +157,7 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
     pulse = await stack.enter_async_context(_pulse(last_used, stores.registry))
     check_key = CheckKey(stores.keys, stores.limiter, policies, peppers=peppers, clock=clock, last_used=last_used)
     record_usage = RecordUsage(stores.usage, stores.registry, stores.limiter, policies, clock)
+    stack.push_async_callback(record_usage.finish)
     authorization = AuthorizationServicer(check_key, record_usage)
     keys = KeyServicer(
         create=CreateKey(changes, policies, keeper),

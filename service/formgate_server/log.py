@@ -72,7 +72,7 @@ def blot(text: str) -> str:
 def clean(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Blot out secrets and show control characters, in every text of the event."""
     return {
-        _clean(key): "\n    ".join(map(_clean, value.splitlines()))
+        _clean(key): "\n".join("    " + _clean(line) for line in value.splitlines())
         if key in _TRACES and isinstance(value, str)
         else _clean(value)
         for key, value in event.items()

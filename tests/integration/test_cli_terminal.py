@@ -31,15 +31,21 @@ def told(server: Server) -> dict[str, str]:
     return {"FORMGATE_ADDRESS": server.address, "FORMGATE_DATA": str(server.data)}
 
 
-@pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "columns"),
     [
-        ("key", "list", "--account", "acme"), ("account", "list"), ("token", "list"), ("account", "get", "acme"),
-        ("policy", "list"), ("policy", "show", "default"), ("key", "create", "--help"), ("check", "x"),
+        (("key", "list", "--account", "acme"), 80),
+        (("key", "list", "--account", "acme"), 120),
+        (("account", "list"), 80),
+        (("account", "get", "acme"), 80),
+        (("token", "list"), 80),
+        (("policy", "show", "default"), 80),
+        (("key", "create", "--help"), 80),
+        (("check", "x"), 80),
+        (("check", "x"), 120),
     ],
-    ids=" ".join,
-)  # fmt: skip
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
 def test_everything_fits_the_terminal(server: Server, arguments: tuple[str, ...], columns: int) -> None:
     """No line is wider than the terminal, ids are whole, and there is colour."""
     with on_terminal(*arguments, columns=columns, environment=told(server)) as terminal:

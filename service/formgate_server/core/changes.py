@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
+from formgate_server.core.finishing import Finishing
 from formgate_server.core.ports import Clock, Limiter, Registry, Transaction
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class Changes:
         self.registry = registry
         self.clock = clock
         self._limiter = limiter
-        self._running: set[asyncio.Task[object]] = set()
+        self._finishing = Finishing()
 
     async def apply(self, change: Callable[[Transaction], Awaitable[Changed[T]]]) -> Effective[T]:
         """Run ``change`` in a transaction of its own and publish its epoch.
@@ -46,10 +46,7 @@ class Changes:
         A change that finds nothing to do returns the epoch all the same: who repeats a call may do so because the first
         was cut off before it had published.
         """
-        task = asyncio.ensure_future(self._apply(change))
-        self._running.add(task)
-        task.add_done_callback(self._finished)
-        return await asyncio.shield(task)
+        return await self._finishing.run(self._apply(change))
 
     async def _apply(self, change: Callable[[Transaction], Awaitable[Changed[T]]]) -> Effective[T]:
         async with self.registry.transaction() as transaction:
@@ -58,12 +55,6 @@ class Changes:
             await self._limiter.publish(changed.account_id, changed.epoch)
         return Effective(changed.result, self.clock.now())
 
-    def _finished(self, task: asyncio.Task[object]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen, even where its caller has gone away
-
     async def finish(self) -> None:
         """Wait for the changes under way."""
-        while self._running:
-            await asyncio.wait(self._running)
+        await self._finishing.finish()

@@ -26,6 +26,7 @@ from formgate_server.core.policy import Plan, Policy
 from formgate_server.core.verdict import KeyRecord
 
 _STATES = {KeyState.ENABLED: Reason.OK, KeyState.DISABLED: Reason.KEY_DISABLED, KeyState.REVOKED: Reason.KEY_REVOKED}
+_NONE: frozenset[str] = frozenset()
 _PERIODS = {Period.DAY: "day", Period.MONTH: "month"}
 
 
@@ -41,7 +42,7 @@ def compile_key(
         expire_time=key.expire_time,
         environment=key.environment,
         addresses=AddressRules(key.ip_rules) if key.ip_rules else None,
-        api_groups=frozenset(key.api_groups),
+        api_groups=frozenset(key.api_groups) if key.api_groups else _NONE,
         grants=Grants(key.grants or _ungranted(policy, creator), policy.catalogue),
         ceiling=Grants(_rights(creator), policy.catalogue) if policy.keys.capped else None,
     )
@@ -63,12 +64,10 @@ def _rights(member: Member | None) -> tuple[Grant, ...]:
 def counters(account: Account, plan: Plan, key: Key | None) -> tuple[Counter, ...]:
     """Return the counters that ``key`` is charged by; without one, those that the account holds.
 
-    An account's limit replaces its plan's of the same name, a key's its account's of the same name and holder.
+    An account's limit replaces its plan's of the same name and holder, a key's its account's.
     """
-    limits = {limit.name: limit for limit in plan.limits} | {limit.name: limit for limit in account.limits}
-    effective = {(limit.holder, limit.name): limit for limit in limits.values()}
-    if key is not None:
-        effective |= {(limit.holder, limit.name): limit for limit in key.limits}
+    limits = (*plan.limits, *account.limits, *(() if key is None else key.limits))
+    effective = {(limit.holder, limit.name): limit for limit in limits}
     zone = account.time_zone or plan.time_zone
     return tuple(_counters(account.account_id, "" if key is None else key.key_id, effective.values(), zone))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from formgate_server.core.limits import Standing
 from formgate_server.core.ports import Charged
 from formgate_server.core.verdict import CheckQuery, KeyRecord, Reason, Step, StepOutcome
 
-_STEPS = {
+STEPS = {
     "credential": (Reason.MISSING_AUTHORIZATION, Reason.MALFORMED_AUTHORIZATION, Reason.MALFORMED_KEY),
     "key": (Reason.TOO_MANY_INVALID_ATTEMPTS, Reason.KEY_NOT_FOUND),
     "state": (Reason.KEY_REVOKED, Reason.KEY_DISABLED),
@@ -24,7 +26,7 @@ def explain(reason: Reason, query: CheckQuery, record: KeyRecord | None, charged
     """Return every step in order: those before the denying one passed, those after it were skipped."""
     steps = []
     outcome = StepOutcome.PASSED
-    for name, reasons in _STEPS.items():
+    for name, reasons in STEPS.items():
         if reason in reasons:
             outcome = StepOutcome.DENIED
         elif outcome is StepOutcome.DENIED:
@@ -53,13 +55,17 @@ def _compared(query: CheckQuery, record: KeyRecord) -> dict[str, str]:
     return {
         "key": f"{key.key_id} of account {key.account_id}, policy {record.policy.name}",
         "state": key.state.name,
-        "expiry": "never" if key.expire_time is None else f"at {key.expire_time // 1_000_000} (Unix seconds)",
+        "expiry": "never" if key.expire_time is None else f"at {_written(key.expire_time)}",
         "account": f"epoch {record.epoch}",
         "environment": key.environment.name,
         "address": f"{source}; {_counted(len(key.ip_rules), 'rule')}" if key.ip_rules else "anywhere",
         "api_group": f"{query.api_group or 'none'}; of {', '.join(key.api_groups)}" if key.api_groups else "all",
         "grants": f"{_asked(query)}; {_counted(len(key.grants), 'grant')}",
     }
+
+
+def _written(instant: int) -> str:
+    return f"{datetime.fromtimestamp(instant // 1_000_000, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _asked(query: CheckQuery) -> str:

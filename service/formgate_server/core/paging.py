@@ -52,8 +52,9 @@ def _read(token: str, mark: str) -> Cursor | None:
         return None
     try:
         match json.loads(base64.b64decode(token.encode(), altchars=b"-_", validate=True)):
-            case [str(given), int(create_time), str(id_)] if given == mark and abs(create_time) <= fields.LARGEST:
-                return Cursor(create_time, id_)
+            case [str(given), int(create_time), str(id_)] if given == mark:
+                if abs(create_time) <= fields.LARGEST and fields.is_identifier(id_):
+                    return Cursor(create_time, id_)
     except (ValueError, RecursionError, binascii.Error):
         pass
     raise InvalidArgumentError("page_token", "is not one that this listing gave; begin again without it")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields as fields_of
 from typing import NamedTuple
 
 from formgate_server.core import fields
 from formgate_server.core.compile_key import counters
 from formgate_server.core.errors import InvalidArgumentError
+from formgate_server.core.finishing import Finishing
+from formgate_server.core.limits import Counter as LimitCounter
 from formgate_server.core.lookup import sees
 from formgate_server.core.model import Caller, UsageOutcome, UsageRecord
 from formgate_server.core.policy import Policies
@@ -22,6 +25,7 @@ OLDEST = 35 * _DAY
 AHEAD = 5 * 60 * 1_000_000
 _LONGEST_OPERATION = 128
 _LONGEST_LATENCY = _DAY
+_FIELDS = tuple(field.name for field in fields_of(UsageRecord) if field.name != "tags")
 _LARGEST_UNITS = 10**15
 
 
@@ -39,6 +43,7 @@ class RecordUsage:
     def __init__(
         self, ledger: UsageLedger, registry: Registry, limiter: Limiter, policies: Policies, clock: Clock
     ) -> None:
+        self._finishing = Finishing()
         self._ledger = ledger
         self._registry = registry
         self._limiter = limiter
@@ -62,25 +67,38 @@ class RecordUsage:
             else:
                 results.append(None)
                 entries.append(entry)
-        outcomes = await self._ledger.record(entries) if entries else []
-        recorded = list(zip(entries, outcomes, strict=True))
-        for entry, outcome in recorded:
-            if outcome is UsageOutcome.ACCEPTED:
-                await self._settle(entry.record)
-        rest = iter(recorded)
-        return [result or _recorded(*next(rest)) for result in results]
+        # Cut off after the records are kept, a repeat would find duplicates and charge nothing.
+        outcomes = await self._finishing.run(self._keep(entries)) if entries else []
+        recorded = zip(entries, outcomes, strict=True)
+        return [result or _recorded(*next(recorded)) for result in results]
 
-    async def _settle(self, record: UsageRecord) -> None:
-        """Charge or give back what an accepted record says."""
-        if record.refund_request_id:
-            await self._limiter.refund(record.key_id, record.refund_request_id)
-        if not record.charge_units:
-            return
-        key = await self._registry.key(record.key_id)
+    async def finish(self) -> None:
+        """Wait for the records under way."""
+        await self._finishing.finish()
+
+    async def _keep(self, entries: Sequence[UsageEntry]) -> list[UsageOutcome]:
+        """Keep records, and charge or give back what those that are new say."""
+        # Read before the records are kept: a store that is away then leaves nothing half done.
+        charging = {entry.record.key_id for entry in entries if entry.record.charge_units}
+        charged = {key_id: await self._counters(key_id) for key_id in charging}
+        outcomes = await self._ledger.record(entries)
+        units: Counter[str] = Counter()
+        for (_, _, _, record), outcome in zip(entries, outcomes, strict=True):
+            if outcome is UsageOutcome.ACCEPTED:
+                units[record.key_id] += record.charge_units or 0
+                if record.refund_request_id:
+                    await self._limiter.refund(record.key_id, record.refund_request_id)
+        for key_id in sorted(+units):
+            await self._limiter.adjust(charged[key_id], units[key_id])
+        return outcomes
+
+    async def _counters(self, key_id: str) -> Sequence[LimitCounter]:
+        """Return what a key is charged by; of a key that is gone, nothing."""
+        key = await self._registry.key(key_id)
         account = None if key is None else await self._registry.account(key.account_id)
-        if key is not None and account is not None:
-            charged = counters(account, self._policies.by_name[account.policy].plans[account.plan], key)
-            await self._limiter.adjust(charged, record.charge_units)
+        if key is None or account is None:
+            return ()
+        return counters(account, self._policies.by_name[account.policy].plans[account.plan], key)
 
 
 def _entry(
@@ -121,7 +139,8 @@ def _entry(
 
 def _content(record: UsageRecord) -> bytes:
     """Return the digest of a record as it was sent: by it a repeat is told from another record of the same id."""
-    return hashlib.sha256(json.dumps(asdict(record), sort_keys=True).encode()).digest()
+    said = [getattr(record, name) for name in _FIELDS]
+    return hashlib.sha256(json.dumps([*said, record.tags], sort_keys=True).encode()).digest()
 
 
 def _rejected(record: UsageRecord | InvalidArgumentError, error: InvalidArgumentError) -> UsageResult:

@@ -25,7 +25,7 @@ MESSAGES = {
 }
 
 STATUSES = (
-    {reason: 401 for reason in Reason if reason <= Reason.KEY_EXPIRED}
+    {reason: 401 for reason in Reason if Reason.OK < reason <= Reason.KEY_EXPIRED}
     | {reason: 403 for reason in Reason if Reason.KEY_EXPIRED < reason <= Reason.RESOURCE_NOT_ALLOWED}
     | {reason: 429 for reason in Reason if reason > Reason.RESOURCE_NOT_ALLOWED}
     | {Reason.TOO_MANY_INVALID_ATTEMPTS: 429}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from formgate.v1 import authorization_pb2 as pb
 from formgate_server import metrics
 from formgate_server.core.check_key import CheckKey
@@ -12,6 +14,7 @@ from formgate_server.rpc import convert
 from formgate_server.rpc.errors import to_status
 
 MOST_CHECKS = 1_000
+_AT_ONCE = 32
 
 
 class AuthorizationServicer:
@@ -35,13 +38,21 @@ class AuthorizationServicer:
     async def batch_check_keys(self, request: pb.BatchCheckKeysRequest, caller: Caller) -> pb.BatchCheckKeysResponse:
         """Many verdicts, in order; one that can not be reached is its own error."""
         _count(len(request.requests), MOST_CHECKS, "requests")
-        answer = pb.BatchCheckKeysResponse()
-        for one in request.requests:
-            result = answer.results.add()
-            try:
-                await self._check(one, caller, result.response)
-            except FormgateError as error:
-                result.error.CopyFrom(to_status(error))
+        answer = pb.BatchCheckKeysResponse(results=[pb.BatchCheckKeysResult() for _ in request.requests])
+        by_secret: dict[str, list[tuple[pb.CheckKeyRequest, pb.BatchCheckKeysResult]]] = {}
+        for one, result in zip(request.requests, answer.results, strict=True):
+            by_secret.setdefault(one.key or one.authorization, []).append((one, result))
+        waiting = iter(by_secret.values())
+
+        async def work() -> None:
+            for checks in waiting:  # shared: a key that waits for a store holds up one worker, not the batch
+                for one, result in checks:  # in order: of one key's checks the first are charged first
+                    try:
+                        await self._check(one, caller, result.response)
+                    except FormgateError as error:
+                        result.error.CopyFrom(to_status(error))
+
+        await asyncio.gather(*(work() for _ in range(min(_AT_ONCE, len(by_secret)))))
         return answer
 
     async def record_usage(self, request: pb.RecordUsageRequest, caller: Caller) -> pb.RecordUsageResponse:

@@ -174,6 +174,7 @@ def test_what_is_remembered_does_not_mislead(asked: list[tuple[Period, tuple[str
         ("America/St_Johns", "2006-10-29", "2006-10-29T00:00-02:30", 25),
         ("America/St_Johns", "2011-03-13", "2011-03-13T00:00-03:30", 23),
         ("Antarctica/Troll", "2026-03-29", "2026-03-29T00:00+00:00", 22),
+        ("America/Toronto", "1919-03-31", "1919-03-31T00:30-04:00", 23.5),  # 23:30 was followed by 00:30
         ("Pacific/Apia", "2011-12-29", "2011-12-29T00:00-10:00", 24),
         ("Pacific/Apia", "2011-12-31", "2011-12-31T00:00+14:00", 24),
         ("Pacific/Kwajalein", "1993-08-20", "1993-08-20T00:00-12:00", 24),

@@ -21,7 +21,7 @@ EXAMPLES = settings().max_examples
 
 @dataclass(frozen=True)
 class Move:
-    """Time passes, then the clock goes back, then comes a check of ``cost``."""
+    """Time passes, then the clock goes back, then comes a check of ``cost``; both times are to be ``scaled``."""
 
     gap: int
     back: int
@@ -38,22 +38,16 @@ def calendar(amount: int, period: Period) -> Counter:
     return Counter("a/quota", Limit("quota", Holder.ACCOUNT, amount, Calendar(period)), "UTC")
 
 
-def spans_of_time(unit: int, most: int) -> st.SearchStrategy[int]:
-    """Draw up to ``most`` sixtieths of ``unit``: whole ones, a microsecond less or more, or in between."""
+def scaled(number: int, unit: int) -> int:
+    """Return sixtieths of ``unit``: whole ones, a microsecond more or less, or in between."""
     sixtieth = unit // 60
     beside = (0, 1, -1, sixtieth - 1, sixtieth // 2, sixtieth // 3, sixtieth // 7)
-    return st.integers(0, most * len(beside)).map(
-        lambda number: max(0, unit * (number // len(beside)) // 60 + beside[number % len(beside)])
-    )
+    return max(0, unit * (number // 7) // 60 + beside[number % 7])
 
 
-def moves(unit: int) -> st.SearchStrategy[list[Move]]:
-    """Draw moves whose gaps and steps are around sixtieths of ``unit``."""
-    gaps = st.one_of(st.sampled_from((0, unit, unit + 1, unit * 61 // 60)), spans_of_time(unit, 130))
-    steps = st.one_of(st.just(0), spans_of_time(unit, 200))
-    return st.lists(st.builds(Move, gaps, steps, st.integers(0, 3)), min_size=2, max_size=25)
-
-
+numbers = st.one_of(st.sampled_from((0, 60 * 7, 60 * 7 + 1, 61 * 7)), st.integers(0, 130 * 7))
+moves = st.lists(st.builds(Move, numbers, st.just(0) | st.integers(0, 200 * 7), st.integers(0, 3)), max_size=25)
+jumps = st.integers(-200, 200)  # sixtieths
 windows = st.one_of(st.sampled_from((1, 61, 60 * SECOND, 60 * SECOND + 7)), st.integers(1, 10**7))
 
 
@@ -63,16 +57,16 @@ def most_within(charges: list[tuple[int, int]], length: int) -> int:
 
 
 @settings(max_examples=5 * EXAMPLES)
-@given(st.data(), windows, st.integers(1, 4), st.integers(0, 4 * 10**15))
-def test_a_clock_that_goes_back_never_frees_a_window(data: st.DataObject, window: int, amount: int, start: int) -> None:
+@given(moves, windows, st.integers(1, 4), st.integers(0, 4 * 10**15))
+def test_a_clock_that_goes_back_never_frees_a_window(moves: list[Move], window: int, amount: int, start: int) -> None:
     """However often the clock goes back, in true time no interval of the window's length is over its amount."""
     counter = rolling(amount, window)
     state: State | None = None
     charges = []
     time, clock = 0, start
-    for move in data.draw(moves(window)):
-        time += move.gap
-        clock += move.gap - move.back
+    for move in moves:
+        time += scaled(move.gap, window)
+        clock += scaled(move.gap, window) - scaled(move.back, window)
         spent = spend((counter,), (state,), move.cost, clock)
         state = spent.states[0]
         if spent.denied is None:
@@ -93,8 +87,10 @@ def test_going_back_by_more_than_a_window_does_not_age_what_was_charged() -> Non
 
 
 @settings(max_examples=4 * EXAMPLES)
-@given(st.data(), windows, st.integers(1, 4), st.integers(0, 4 * 10**15))
-def test_a_window_heals_once_the_clock_is_right(data: st.DataObject, window: int, amount: int, start: int) -> None:
+@given(moves, jumps, moves, windows, st.integers(1, 4))
+def test_a_window_heals_once_the_clock_is_right(
+    before: list[Move], jump: int, after: list[Move], window: int, amount: int
+) -> None:
     """Two windows and a sixtieth after the first check by a right clock, all is as if it had never been wrong.
 
     Until then it may only deny too much: a charge counts for at most a window too long.
@@ -102,17 +98,16 @@ def test_a_window_heals_once_the_clock_is_right(data: st.DataObject, window: int
     counter = rolling(amount, window)
     sixtieth = Fraction(window, 60)
     state: State | None = None
-    clock = start
-    for move in data.draw(moves(window)):
-        clock += move.gap - move.back
+    clock = TODAY
+    for move in before:
+        clock += scaled(move.gap, window) - scaled(move.back, window)
         state = spend((counter,), (state,), move.cost, clock).states[0]
-    wrong_by = data.draw(st.one_of(st.integers(-3 * window, 3 * window), st.integers(-(10**15), 10**15)))
-    clock += wrong_by
+    clock += jump * window // 60
     state = spend((counter,), (state,), 0, clock).states[0]
     healed = clock + ceil(121 * sixtieth)
     charges = []
-    for move in data.draw(moves(window)):
-        clock += move.gap
+    for move in after:
+        clock += scaled(move.gap, window)
         spent = spend((counter,), (state,), move.cost, clock)
         state = spent.states[0]
         if spent.denied is None:
@@ -129,18 +124,19 @@ SHORTEST = {Period.DAY: DAY, Period.MONTH: 28 * DAY}
 
 
 @settings(max_examples=5 * EXAMPLES)
-@given(st.data(), st.sampled_from(Period), st.integers(1, 3), st.integers(0, 60 * 24))
+@given(moves, st.sampled_from(Period), st.integers(1, 3), st.integers(0, 60 * 24))
 def test_a_clock_that_goes_back_never_brings_two_new_amounts_together(
-    data: st.DataObject, period: Period, amount: int, start: int
+    moves: list[Move], period: Period, amount: int, start: int
 ) -> None:
     """In true time less than a period admits what it could by a right clock: an amount before midnight, one after."""
     counter = calendar(amount, period)
     state: State | None = None
     charges = []
     time, clock = 0, TODAY + start * HOUR
-    for move in data.draw(moves(SHORTEST[period])):
-        time += move.gap
-        clock += move.gap - move.back
+    unit = SHORTEST[period]
+    for move in moves:
+        time += scaled(move.gap, unit)
+        clock += scaled(move.gap, unit) - scaled(move.back, unit)
         spent = spend((counter,), (state,), move.cost, clock)
         state = spent.states[0]
         if spent.denied is None:
@@ -168,21 +164,23 @@ def number_of(period: Period, clock: int) -> int:
 
 
 @settings(max_examples=2 * EXAMPLES)
-@given(st.data(), st.sampled_from(Period), st.integers(1, 3), st.integers(0, 60 * 24))
-def test_a_quota_heals_with_the_next_period(data: st.DataObject, period: Period, amount: int, start: int) -> None:
+@given(moves, jumps, moves, st.sampled_from(Period), st.integers(1, 3))
+def test_a_quota_heals_with_the_next_period(
+    before: list[Move], jump: int, after: list[Move], period: Period, amount: int
+) -> None:
     """With the period after the next, counted from the first check by a right clock, all is as if never wrong."""
     counter = calendar(amount, period)
     state: State | None = None
-    clock = TODAY + start * HOUR
-    for move in data.draw(moves(SHORTEST[period])):
-        clock += move.gap - move.back
+    clock, unit = TODAY, SHORTEST[period]
+    for move in before:
+        clock += scaled(move.gap, unit) - scaled(move.back, unit)
         state = spend((counter,), (state,), move.cost, clock).states[0]
-    clock += data.draw(st.one_of(st.integers(-100, 100), st.integers(-20_000, 20_000))) * HOUR
+    clock += jump * unit // 60
     healed = number_of(period, clock) + 2
     state = spend((counter,), (state,), 0, clock).states[0]
     admitted: dict[int, int] = {}
-    for move in data.draw(moves(SHORTEST[period])):
-        clock += move.gap
+    for move in after:
+        clock += scaled(move.gap, unit)
         spent = spend((counter,), (state,), move.cost, clock)
         state = spent.states[0]
         number = number_of(period, clock)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ pers = st.one_of(
     st.builds(Calendar, st.sampled_from(Period)),
     st.just(Lifetime()),
 )
-limits = st.builds(Limit, st.just("limit"), st.sampled_from(Holder), st.none() | st.integers(0, 12), pers)
+limits = st.builds(Limit, st.just("limit"), st.sampled_from(Holder), st.sampled_from((None, 0, 1, 2, 3, 5, 8)), pers)
 counters = st.lists(st.builds(Counter, st.just("a/limit"), limits, st.sampled_from(ZONES)), max_size=5).map(tuple)
 gaps = st.one_of(
     st.just(0),
@@ -56,7 +57,7 @@ def histories(draw: st.DrawFn) -> History:
     charged = draw(counters)
     states: list[State | None] = [None] * len(charged)
     now = TODAY + draw(st.integers(0, YEAR))
-    for gap, cost, which in draw(st.lists(st.tuples(gaps, st.integers(0, 5), st.integers(0, 5)), max_size=12)):
+    for gap, cost, which in draw(st.lists(st.tuples(gaps, st.integers(1, 5), st.integers(0, 5)), max_size=12)):
         now += gap
         if which < len(charged):
             states[which] = spend(charged[which : which + 1], states[which : which + 1], cost, now).states[0]
@@ -106,6 +107,17 @@ def test_the_first_reason_that_applies_is_told(history: History) -> None:
             assert denied is of_kind[0]
             return
     assert denied is None
+
+
+@pytest.mark.parametrize("order", list(permutations((Rolling(SECOND), Calendar(Period.DAY), Lifetime()))))
+def test_of_all_kinds_the_rolling_limit_is_told(order: tuple[Rolling | Calendar | Lifetime, ...]) -> None:
+    """RATE_LIMITED, QUOTA_EXCEEDED, CREDITS_EXHAUSTED: in whatever order the limits are given."""
+    full = [Counter("a/l", Limit("l", Holder.KEY, 0, per), "UTC") for per in order]
+    for kind in (Rolling, Calendar, Lifetime):
+        denied = spend(full, [None] * len(full), 1, TODAY).denied
+        assert denied is not None
+        assert isinstance(denied.per, kind)
+        full = [counter for counter in full if counter.limit is not denied]
 
 
 @settings(max_examples=8 * EXAMPLES)

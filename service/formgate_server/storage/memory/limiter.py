@@ -262,8 +262,7 @@ class MemoryLimiter:
                 continue
             cell.spent += units
             cell.ahead -= units
-            left = (cell.counter.limit.amount or 0) - cell.state.used
-            if cell.ahead < cell.block // 2 and cell.ahead < max(0, left):
+            if cell.ahead < cell.block // 2 and cell.ahead < (cell.counter.limit.amount or 0) - cell.state.used:
                 self._raise_mark(cell, 0)
 
     def _raise_mark(self, cell: _Cell, units: int) -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
 
 from formgate.rules.reason import Reason
 
@@ -84,19 +85,23 @@ class Rights:
         """Tell whether ``level`` is held; permission ``*`` holds every level."""
         return self.everything or self.level >= level
 
-    def with_grant(self, grant: Grant, catalogue: Catalogue) -> Rights:
-        """Return these rights and the grant's."""
-        return Rights(
-            self.names
-            | {name for name in grant.permissions if not name.endswith(EVERYTHING)}
-            | catalogue.up_to(grant.level),
-            tuple(sorted({*self.groups, *(name[:-1] for name in grant.permissions if name.endswith(".*"))})),
-            self.everything or EVERYTHING in grant.permissions,
-            max(self.level, grant.level),
-        )
+
+def rights_of(grants: Collection[Grant], catalogue: Catalogue) -> Rights:
+    """Return what the grants hold together, of what the catalogue knows by now."""
+    named = {name for grant in grants for name in grant.permissions}
+    level = max((grant.level for grant in grants), default=Level.UNSPECIFIED)
+    return Rights(
+        frozenset(filter(catalogue.knows, named)) | catalogue.up_to(level),
+        tuple(sorted(name[:-1] for name in named if name.endswith(".*"))),
+        EVERYTHING in named,
+        level,
+    )
 
 
-NO_RIGHTS = Rights()
+@lru_cache(maxsize=10_000)
+def _shared(rights: Rights) -> Rights:
+    """Return one and the same value for all that are equal: most keys of a platform have the same few rights."""
+    return rights
 
 
 def ancestors(resource: str) -> list[str]:
@@ -118,13 +123,11 @@ class Grants:
 
     def __init__(self, grants: Iterable[Grant], catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._by_resource: dict[str, Rights] = {}
-        anywhere = NO_RIGHTS
+        granted: dict[str, list[Grant]] = {}
         for grant in grants:
-            here = self._by_resource.get(grant.resource, NO_RIGHTS)
-            self._by_resource[grant.resource] = here.with_grant(grant, catalogue)
-            anywhere = anywhere.with_grant(grant, catalogue)
-        self._anywhere = anywhere
+            granted.setdefault(grant.resource, []).append(grant)
+        self._by_resource = {on: _shared(rights_of(here, catalogue)) for on, here in granted.items()}
+        self._anywhere = _shared(rights_of([grant for here in granted.values() for grant in here], catalogue))
 
     def denial(self, permissions: Collection[str], level: Level, resources: Collection[str]) -> Reason | None:
         """Say why these permissions and this level are not granted on any of these resources; None: they are.
@@ -139,7 +142,7 @@ class Grants:
         anywhere = self._anywhere
         if not anywhere.reach(level):
             return Reason.PERMISSION_DENIED
-        for permission in permissions:  # one that a grant names is known: it was checked when it was granted
+        for permission in permissions:  # what the grants name is known: see rights_of
             if permission not in anywhere.names and not (
                 anywhere.hold(permission) and self._catalogue.knows(permission)
             ):

@@ -682,7 +682,7 @@ class UsageRecord(_message.Message):
     key_id: _builtins.str
     """The key that consumed. A revoked or deleted key's late usage is accepted."""
     units: _builtins.int
-    """How much, >= 0."""
+    """How much, 0 to 10^15."""
     operation: _builtins.str
     """What was done, such as `submissions.create`. At most 128 characters."""
     resource: _builtins.str
@@ -690,14 +690,14 @@ class UsageRecord(_message.Message):
     status_code: _builtins.int
     """The HTTP status answered, 100 to 599; 0: not said."""
     charge_units: _builtins.int
-    """Also charge this many units, >= 0, to the current period of every limit, beyond its amount if need be: for calls
+    """Also charge this many units, 0 to 10^15, to the current period of every limit, beyond its amount if need be: for calls
     checked with cost 0.
     """
     refund_request_id: _builtins.str
     """Give back what the check with this request_id was charged, once, while it is remembered (60 seconds)."""
     @_builtins.property
     def latency(self) -> _duration_pb2.Duration:
-        """How long it took, >= 0."""
+        """How long it took, 0 to 1 day."""
 
     @_builtins.property
     def occur_time(self) -> _timestamp_pb2.Timestamp:
