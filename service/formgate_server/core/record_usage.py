@@ -83,7 +83,8 @@ class RecordUsage:
         charged = {key_id: await self._counters(key_id) for key_id in charging}
         outcomes = await self._ledger.record(entries)
         units: Counter[str] = Counter()
-        for (_, _, _, record), outcome in zip(entries, outcomes, strict=True):
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            record = entry.record
             if outcome is UsageOutcome.ACCEPTED:
                 units[record.key_id] += record.charge_units or 0
                 if record.refund_request_id:
