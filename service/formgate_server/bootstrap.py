@@ -50,7 +50,7 @@ from formgate_server.storage.sql.engine import open_database
 from formgate_server.storage.sql.fingerprints import Fingerprints
 from formgate_server.storage.sql.keys import SqlKeyStore
 from formgate_server.storage.sql.registry import SqlRegistry
-from formgate_server.storage.sql.trail import Trail, read_only_url
+from formgate_server.storage.sql.trail import Trail
 from formgate_server.storage.sql.usage import SqlUsageLedger
 from formgate_server.storage.wrappers import CachedKeyStore
 from formgate_server.wire.grpcio import GrpcServer
@@ -102,20 +102,18 @@ async def verify_audit(settings: Settings, account_id: str | None) -> dict[str, 
     if not file.exists():
         message = f"there is no database {file}"
         raise StartError(message)
-    url = read_only_url(file)
-    database = open_database(url)
+    trail = Trail(file)
     try:
         peppers = Peppers(read_keys(settings.pepper_file or file.with_name("pepper")))
-        if await migrate.current(url) != migrate.head():
+        if await trail.revision() != migrate.head():
             message = f"{file} is not of this version: `formgate migrate` brings it there"
             raise StartError(message)
-        trail = Trail(database)
         heads = await trail.heads(account_id)
         return {account: await verify(trail.rows(account), newest, peppers) for account, newest in heads.items()}
     except (DataFolderError, UnavailableError) as error:
         raise StartError(str(error)) from error
     finally:
-        await database.close()
+        await trail.close()
 
 
 @asynccontextmanager

@@ -26,10 +26,10 @@ MOST_PERMISSIONS = 100
 MOST_RESOURCES = 100
 MOST_TAGS = 16
 MOST_METADATA_BYTES = 1_024
+LONGEST_WINDOW = 366 * 86_400 * 1_000_000
 LAST_INSTANT = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z, the last that a Timestamp can say
 
 _SHORTEST_WINDOW = 1_000
-_LONGEST_WINDOW = 366 * 86_400 * 1_000_000
 _LONGEST_RESOURCE = 1_024
 _LONGEST_PERMISSION = 256
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
@@ -249,7 +249,7 @@ def limits(values: Sequence[Limit], field: str = "limits") -> tuple[Limit, ...]:
         seen.add((limit.holder, limit.name))
         if limit.amount is not None:
             number(limit.amount, f"{here}.amount")
-        if isinstance(limit.per, Rolling) and not _SHORTEST_WINDOW <= limit.per.window <= _LONGEST_WINDOW:
+        if isinstance(limit.per, Rolling) and not _SHORTEST_WINDOW <= limit.per.window <= LONGEST_WINDOW:
             raise InvalidArgumentError(f"{here}.window", "must be 1 millisecond to 366 days")
     return tuple(values)
 

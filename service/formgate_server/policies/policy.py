@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from formgate.rules.grants import EVERYTHING, Catalogue, Grant, Level
 from formgate.rules.reason import Reason
 from formgate_server.core import calendar
+from formgate_server.core.fields import LONGEST_WINDOW
 from formgate_server.core.model import Calendar, Environment, Holder, Lifetime, Limit, Period, Role, Rolling
 from formgate_server.core.policy import AddressKinds, DenialTemplate, KeyRules, Plan, Policies, Policy
 from formgate_server.policies import wording
@@ -59,6 +60,14 @@ class _Limit(_File):
     lifetime: Literal[True] | None = None
     most: Amount | None = None
 
+    @field_validator("window")
+    @classmethod
+    def _not_too_long(cls, window: str | None) -> str | None:
+        if window is not None and _microseconds(window) > LONGEST_WINDOW:
+            message = "is longer than 366 days"
+            raise ValueError(message)
+        return window
+
     @model_validator(mode="after")
     def _one_period(self) -> Self:
         if sum(per is not None for per in (self.window, self.calendar, self.lifetime)) != 1:
@@ -72,11 +81,15 @@ class _Limit(_File):
     def limit(self) -> Limit:
         per: Rolling | Calendar | Lifetime = Lifetime()
         if self.window is not None:
-            unit = self.window.lstrip("0123456789")
-            per = Rolling(int(self.window.removesuffix(unit)) * _UNITS[unit])
+            per = Rolling(_microseconds(self.window))
         elif self.calendar is not None:
             per = Calendar(Period[self.calendar])
         return Limit(self.name, Holder[self.holder], self.amount, per)
+
+
+def _microseconds(window: str) -> int:
+    unit = window.lstrip("0123456789")
+    return int(window.removesuffix(unit)) * _UNITS[unit]
 
 
 class _Plan(_File):

@@ -4,38 +4,48 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import URL, Row, Select, select
+from sqlalchemy import URL, Row, Select, column, select, table
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from formgate_server.core.errors import UnavailableError
 from formgate_server.core.model import AuditEvent
 from formgate_server.core.ports import AuditRow
+from formgate_server.storage.sql.engine import Database
 from formgate_server.storage.sql.rows import audit_row_of
 from formgate_server.storage.sql.tables import accounts, audit_events, audit_heads
 
-if TYPE_CHECKING:
-    from formgate_server.storage.sql.engine import Database
-
 _AT_ONCE = 1_000
 
+_REVISION = select(table("alembic_version", column("version_num")))
 _EVENT = audit_events.c
 # What can not be read was never written so: nothing that a MAC was made of.
 _BROKEN = AuditEvent(account_id="", create_time=0, action="", target="", token_id="")
 
 
-def read_only_url(file: Path) -> URL:
-    """Return where a database is that may be read and nothing else; it is never made."""
-    return URL.create("sqlite+aiosqlite", database=f"file:{quote(str(file))}", query={"mode": "ro", "uri": "true"})
-
-
 class Trail:
-    """Reads the audit trail. Each method raises UnavailableError where the database does not answer."""
+    """Reads the audit trail of a database. Each method raises UnavailableError where that does not answer."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, file: Path) -> None:
+        """Open a database's file, or a copy of one, to be read and nothing else; it is never made."""
+        place = f"file:{quote(str(file))}"
+        url = URL.create("sqlite+aiosqlite", database=place, query={"mode": "ro", "uri": "true"})
+        engine = create_async_engine(url, hide_parameters=True)
+        self._database = Database(engine, engine, readers=1, writers=1)
+
+    async def close(self) -> None:
+        """Close it."""
+        await self._database.close()
+
+    async def revision(self) -> str | None:
+        """Return which migration the database has; None: none of ours."""
+        try:
+            return next((row.version_num for row in await self._rows(_REVISION)), None)
+        except DBAPIError:  # no such table
+            return None
 
     async def heads(self, account_id: str | None = None) -> dict[str, int]:
         """Return the newest number that each account (None: all) has given to a row, by account.

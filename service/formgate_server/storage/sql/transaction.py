@@ -60,8 +60,9 @@ class SqlTransaction:
         await self._connection.execute(changed)
 
     async def key(self, key_id: str) -> Key | None:
-        """See ``Transaction``."""
-        row = await self._locked(_KEYS.where(keys.c.key_id == key_id))
+        """See ``Transaction``. Its account is locked before it: whoever changes both comes in the same order."""
+        with_account = _KEYS.select_from(accounts.join(keys, keys.c.account_id == accounts.c.account_id))
+        row = await self._locked(with_account.where(keys.c.key_id == key_id))
         return None if row is None else key_of(row)
 
     async def insert_key(self, key: Key, secret: StoredSecret, request_id: str) -> None:
