@@ -30,6 +30,7 @@ from formgate.v1.authorization_pb2 import (
 from formgate.v1.keys_pb2 import CreateKeyRequest
 from formgate.v1.resources_pb2 import CALENDAR_DAY, CALENDAR_MONTH, HOLDER_ACCOUNT, HOLDER_KEY, Holder, Limit
 from tests.support.client import Client, database
+from tests.support.clock import noon_zone
 from tests.support.server import Server, eventually
 
 SOAK = os.environ.get("FORMGATE_SOAK") == "1"
@@ -43,12 +44,6 @@ AMOUNT = 3_000
 """Of every limit; its block is 1 % of it, larger than the 10 that a block is at least."""
 BLOCK = AMOUNT // 100
 COSTLIEST = 7
-
-
-def noon_zone() -> str:
-    """Return a time zone in which it is about noon: no day or month ends during the test."""
-    hour = time.gmtime().tm_hour
-    return f"Etc/GMT{hour - 12:+d}" if hour != 12 else "Etc/GMT"
 
 
 def limits(holder: Holder.ValueType) -> dict[str, Limit]:

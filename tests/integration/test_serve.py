@@ -1,0 +1,368 @@
+"""`formgate serve` as a process: how it starts, what it refuses, what it answers, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import stat
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from formgate.v1 import authorization_pb2_grpc
+from formgate.v1.accounts_pb2 import CreateAccountRequest, ListAccountsRequest
+from formgate.v1.authorization_pb2 import (
+    OUTCOME_ACCEPTED,
+    OUTCOME_DUPLICATE,
+    CheckKeyRequest,
+    RecordUsageRequest,
+    UsageRecord,
+)
+from formgate.v1.keys_pb2 import CreateKeyRequest, CreateKeyResponse
+from formgate.v1.resources_pb2 import CALENDAR_DAY, CALENDAR_MONTH, HOLDER_ACCOUNT, HOLDER_KEY, Limit
+from tests.support.client import Client
+from tests.support.clock import noon_zone
+from tests.support.server import COMMAND, Server, clean_environment, eventually
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+LISTEN_ANYWHERE = "0.0.0.0:0"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A server that is not started yet, and that does not outlive the test."""
+    made = Server(tmp_path / "a")
+    yield made
+    made.kill()
+
+
+@contextmanager
+def client(server: Server) -> Iterator[Client]:
+    """Connect for a while."""
+    with closing(Client(server.address, server.token)) as connected:
+        yield connected
+
+
+def refused(server: Server, code: int = 1) -> str:
+    """Start it and return what it said: it must end with ``code``, without a word of being ready or a traceback."""
+    before = len(server.log) if server.logs.exists() else 0
+    server.spawn()
+    ended = server.wait()
+    said = server.log[before:]
+    assert ended == code, said
+    assert "Traceback" not in said
+    assert "formgate is ready" not in server.stdout.read_text()
+    return " ".join(said.split())
+
+
+def get(server: Server, path: str) -> tuple[int, str]:
+    """Return the status and body of an HTTP answer."""
+    try:
+        with urllib.request.urlopen(f"http://{server.http}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def new_key(manager: Client) -> CreateKeyResponse:
+    """Make an account and a key of it, without limits."""
+    account = manager(CreateAccountRequest()).account
+    made: CreateKeyResponse = manager(CreateKeyRequest(account_id=account.account_id))
+    return made
+
+
+# ------------------------------------------------------------------------------------------------------------- starting
+
+
+def test_on_ready_it_prints_one_line_with_its_addresses(server: Server) -> None:
+    """Nothing else, and both addresses answer at once."""
+    with server:
+        assert server.stdout.read_text() == (
+            f"formgate is ready: grpc {server.address}, http {server.http}, data {server.data}\n"
+        )
+        assert get(server, "/readyz")[0] == 200
+        with client(server) as manager:
+            manager(ListAccountsRequest())
+    assert server.stdout.read_text().count("\n") == 1
+
+
+def test_it_answers_probes_and_metrics(server: Server) -> None:
+    """Livez, readyz and metrics over HTTP, without a token; nothing else is there. Metrics hold no secret."""
+    with server:
+        with client(server) as manager:
+            secret = new_key(manager).secret
+            assert manager(CheckKeyRequest(key=secret)).allowed
+        assert get(server, "/livez") == (200, "ok\n")
+        assert get(server, "/readyz") == (200, "ok\n")
+        status, metrics = get(server, "/metrics")
+        assert status == 200
+        assert "formgate_" in metrics
+        assert secret not in metrics
+        assert server.token not in metrics
+        for path in ("/", "/livez/", "/metrics/x", "/../livez"):
+            assert get(server, path)[0] == 404
+
+
+def test_health_is_open_and_serving(server: Server) -> None:
+    """Of the server and of each service, without a token."""
+    with server, server.channel() as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "formgate.v1.AuthorizationService", "formgate.v1.KeyService"):
+            assert stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10).status == SERVING
+        with pytest.raises(grpc.RpcError) as raised:
+            stub.Check(health_pb2.HealthCheckRequest(service="nobody"), timeout=10)
+        assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022])
+def test_nothing_it_keeps_can_be_read_by_others(server: Server, umask: int) -> None:
+    """The folder is 0700 and every file in it 0600, while it serves and after, whatever the umask."""
+    before = os.umask(umask)
+    try:
+        server.start()
+    finally:
+        os.umask(before)
+
+    def modes() -> dict[str, int]:
+        return {path.name: stat.S_IMODE(path.stat().st_mode) for path in [server.data, *server.data.rglob("*")]}
+
+    with client(server) as manager:
+        new_key(manager)
+    serving = modes()
+    server.stop()
+    for seen in (serving, modes()):
+        assert {"formgate.db", "pepper", "manager.token", "lock"} <= seen.keys()
+        assert seen.pop("data") == 0o700
+        assert set(seen.values()) == {0o600}
+
+
+def test_migrate_then_serve(server: Server) -> None:
+    """`formgate migrate` makes the database and may be repeated; then it is served, and while it is, refused."""
+    migrate = [str(COMMAND), "migrate", "--data", str(server.data)]
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(migrate, env=clean_environment(), capture_output=True, text=True, timeout=60, check=False)
+
+    server.folder.mkdir()
+    for _ in range(2):
+        done = run()
+        assert done.returncode == 0, done.stderr
+    with server:
+        with client(server) as manager:
+            assert manager(CheckKeyRequest(key=new_key(manager).secret)).allowed
+        beside = run()
+        assert (beside.returncode, "in use" in beside.stderr) == (1, True)
+    assert run().returncode == 0
+
+
+# ------------------------------------------------------------------------------------------------------------- refusing
+
+
+def test_a_second_server_on_the_same_folder_is_refused(server: Server) -> None:
+    """It says which folder and what to do, and the first goes on."""
+    with server:
+        second = Server(server.folder.parent / "b")
+        second.data = server.data
+        said = refused(second)
+        assert f"{server.data} is in use by another server" in said
+        with client(server) as manager:
+            manager(ListAccountsRequest())
+    second.start()
+    second.stop()
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--listen",
+        pytest.param("--http", marks=pytest.mark.xfail(reason="says that an address is in use, but not which")),
+    ],
+)
+def test_a_port_that_is_taken_is_refused(server: Server, option: str) -> None:
+    """It names the address; the folder is free again for another start."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        server.options = (option, address)
+        said = refused(server)
+    assert address in said
+    server.options = ()
+    server.start()
+    server.stop()
+
+
+def test_a_port_of_another_formgate_is_not_shared_with_it(server: Server) -> None:
+    """Two servers on one port would each count half: the second is refused."""
+    with server:
+        second = Server(server.folder.parent / "b", "--listen", server.address)
+        assert server.address in refused(second)
+
+
+def test_a_missing_pepper_is_not_made_anew(server: Server) -> None:
+    """Every key would be unknown: it says which file to put back, and with that all is as before."""
+    with server, client(server) as manager:
+        secret = new_key(manager).secret
+    pepper = server.data / "pepper"
+    away = pepper.rename(server.folder / "away")
+    server.stdout.unlink()
+    assert f"{pepper} is missing: put it back" in refused(server)
+    assert not pepper.exists()
+    away.rename(pepper)
+    with server, client(server) as manager:
+        assert manager(CheckKeyRequest(key=secret)).allowed
+
+
+@pytest.mark.parametrize("given", ["in the folder", "--pepper-file"])
+def test_another_pepper_is_refused(server: Server, given: str) -> None:
+    """It says so, without showing either; beside the old one, which finds what was stored, a new one is welcome."""
+    with server, client(server) as manager:
+        secret = new_key(manager).secret
+    pepper = server.data / "pepper"
+    old, new = pepper.read_text().strip(), "ab" * 32
+    if given == "--pepper-file":
+        pepper = server.folder / "peppers"
+        pepper.touch(0o600)
+        server.options = ("--pepper-file", str(pepper))
+    pepper.write_text(f"{new}\n")
+    server.stdout.unlink()
+    said = refused(server)
+    assert "another pepper" in said
+    assert new not in said
+    assert old not in said
+    pepper.write_text(f"{new}\n{old}\n")
+    with server, client(server) as manager:
+        assert manager(CheckKeyRequest(key=secret)).allowed
+
+
+@pytest.mark.parametrize("option", ["--listen", "--http"])
+def test_beyond_loopback_it_wants_to_be_told(server: Server, option: str) -> None:
+    """Secrets would travel in clear: refused as wrong usage before anything is made, served with --insecure."""
+    server.options = (option, LISTEN_ANYWHERE)
+    assert "--insecure" in refused(server, code=2)
+    assert not server.data.exists()
+    server.options = (option, LISTEN_ANYWHERE, "--insecure")
+    server.start()
+    server.stop()
+
+
+# --------------------------------------------------------------------------------------------------------------- ending
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_asked_to_end_it_ends_with_0(server: Server, name: str) -> None:
+    """Without a traceback, and ready for the next start."""
+    server.start()
+    server.process.send_signal(signal.Signals[name])
+    assert server.wait() == 0
+    assert "Traceback" not in server.log
+    server.start()
+    server.stop()
+
+
+def test_sigterm_drains(server: Server) -> None:
+    """A call under way ends as if nothing were, whoever watches is told, and new ones are turned away.
+
+    The call is a RecordUsage that can not end until the test has let go of the database.
+    """
+    server.options = ("--drain-seconds", "60")
+    server.start()
+    with client(server) as manager:
+        made = new_key(manager)
+    database = sqlite3.connect(server.data / "formgate.db", isolation_level=None)
+    with closing(database), server.channel() as channel, server.channel() as watching:
+        stub = authorization_pb2_grpc.AuthorizationServiceStub(channel)
+        health: Any = health_pb2_grpc.HealthStub(watching)
+        watched = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        assert next(watched).status == SERVING
+        database.execute("BEGIN IMMEDIATE")
+        record = RecordUsageRequest(records=[UsageRecord(record_id="r1", key_id=made.key.key_id, units=7)])
+        under_way = stub.RecordUsage.future(record, metadata=server.metadata, timeout=60)
+        for _ in range(20):  # answered one after the other on the same connection: the record has been taken up by now
+            assert stub.CheckKey(CheckKeyRequest(key=made.secret), metadata=server.metadata, timeout=10).allowed
+        assert not under_way.done()
+        server.process.terminate()
+        assert next(watched).status == NOT_SERVING
+        watched.cancel()
+        assert eventually(lambda: get(server, "/readyz") == (503, "no\n"), 10, "no longer ready")
+        assert get(server, "/livez")[0] == 200
+        with server.channel() as late:
+            checking = authorization_pb2_grpc.AuthorizationServiceStub(late).CheckKey
+            with pytest.raises(grpc.RpcError) as raised:
+                checking(CheckKeyRequest(key=made.secret), metadata=server.metadata, timeout=10)
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert server.running
+        assert not under_way.done()
+        database.execute("ROLLBACK")
+        assert under_way.result(30).results[0].outcome == OUTCOME_ACCEPTED
+        assert server.wait() == 0
+    with server, client(server) as manager:
+        assert manager(record).results[0].outcome == OUTCOME_DUPLICATE
+
+
+def test_a_drain_in_a_storm_cuts_no_call_short(server: Server) -> None:
+    """Calls from many threads: each is answered, or was never taken (UNAVAILABLE); all that was taken is kept."""
+    server.start()
+    with client(server) as manager:
+        key_id = new_key(manager).key.key_id
+
+    def storm(number: int) -> tuple[list[str], grpc.StatusCode]:
+        kept: list[str] = []
+        with client(server) as recorder:
+            for turn in range(100_000):
+                records = [UsageRecord(record_id=f"{number}-{turn}-{i}", key_id=key_id) for i in range(30)]
+                try:
+                    answer = recorder(RecordUsageRequest(records=records))
+                except grpc.RpcError as error:
+                    return kept, error.code()
+                assert {result.outcome for result in answer.results} == {OUTCOME_ACCEPTED}
+                kept += [record.record_id for record in records]
+        raise AssertionError("the server never went away")
+
+    with ThreadPoolExecutor(4) as threads:
+        storms = [threads.submit(storm, number) for number in range(4)]
+        with closing(sqlite3.connect(f"file:{server.data}/formgate.db?mode=ro", uri=True)) as database:
+            count = "SELECT count(*) FROM usage_records"
+            eventually(lambda: database.execute(count).fetchone()[0] > 500, 60, "records")
+        server.stop()
+        acknowledged = {record_id for each in storms for record_id in each.result()[0]}
+        assert {each.result()[1] for each in storms} == {grpc.StatusCode.UNAVAILABLE}
+    with closing(sqlite3.connect(server.data / "formgate.db")) as database:
+        there = {record_id for (record_id,) in database.execute("SELECT record_id FROM usage_records")}
+    assert acknowledged <= there
+    assert len(acknowledged) > 500
+
+
+def test_a_restart_costs_no_quota(server: Server) -> None:
+    """After SIGTERM every limit, of whatever kind and holder, has exactly left what it had before."""
+    limits = []
+    for holder in (HOLDER_KEY, HOLDER_ACCOUNT):
+        made = [Limit(calendar=CALENDAR_DAY), Limit(calendar=CALENDAR_MONTH), Limit(lifetime=True), Limit()]
+        made[-1].window.FromSeconds(3_600)
+        for number, limit in enumerate(made):
+            limit.name, limit.holder, limit.amount = f"limit{holder}{number}", holder, 5_000
+        limits += made
+    server.start()
+    with client(server) as manager:
+        account = manager(CreateAccountRequest(limits=limits[4:], time_zone=noon_zone())).account
+        made_key = manager(CreateKeyRequest(account_id=account.account_id, limits=limits[:4]))
+        for cost in (1, 7, 300, 1, 1):
+            assert manager(CheckKeyRequest(key=made_key.secret, cost=cost)).allowed
+    for _ in range(2):
+        server.stop()
+        server.start()
+        with client(server) as manager:
+            looked = manager(CheckKeyRequest(key=made_key.secret, cost=0))
+            assert [limit.remaining for limit in looked.limits] == [5_000 - 310] * 8
+    server.stop()
