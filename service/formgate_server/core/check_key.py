@@ -84,7 +84,8 @@ class CheckKey:
             reason = Reason.OK if charged.denied is None else reason_of(charged.denied)
         steps = explain(reason, query, record, charged) if query.explain else ()
         if reason is Reason.OK:
-            self._last_used.note(record.key.key_id, now, query.source_ip)
+            if query.cost or not query.explain:  # a dry run is no use
+                self._last_used.note(record.key.key_id, now, query.source_ip)
             return Verdict(reason, "", 200, record, None, charged.standings, None, charged.degraded, steps)
         template = record.policy.denials[reason]
         after = charged.retry_after
@@ -96,7 +97,8 @@ class CheckKey:
     def _keyless(self, reason: Reason, query: CheckQuery, caller: Caller, own: Policy | None) -> Verdict:
         """Deny without a known key, in the words of the caller's policy, else of the key's, else of the default."""
         name = query.policy or caller.policy
-        policy = self._policies.by_name[name] if name else own or self._policies.by_name[self._policies.default]
+        by_name = self._policies.by_name  # a token may be bound to a policy whose file is gone
+        policy = by_name.get(name) or own or by_name[self._policies.default]
         template = policy.denials[reason]
         http = template.render(reason, None)
         steps = explain(reason, query, None, None) if query.explain else ()

@@ -35,7 +35,7 @@ _LONGEST_PERMISSION = 256
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _DOTS = frozenset({".", ".."})
 _SEGMENT = r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9_.-]{1,64}"
-_PATH = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*", re.ASCII)
+_PATH = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT}){{0,31}}", re.ASCII)
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _FORGING = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, lone surrogates, line and paragraph separators
 
@@ -94,7 +94,9 @@ def resource(value: str, field: str) -> str:
     if len(value) > _LONGEST_RESOURCE:
         raise InvalidArgumentError(field, f"is longer than {_LONGEST_RESOURCE} characters")
     if _PATH.fullmatch(value) is None:
-        raise InvalidArgumentError(field, "must be * or ids ([A-Za-z0-9_.-]{1,64}, not . or ..) separated by /")
+        raise InvalidArgumentError(
+            field, "must be * or at most 32 ids ([A-Za-z0-9_.-]{1,64}, not . or ..) separated by /"
+        )
     return value
 
 
@@ -260,3 +262,5 @@ def mask(paths: Sequence[str], updatable: Collection[str], field: str = "update_
         raise InvalidArgumentError(field, f"is required; it may name {', '.join(updatable)}")
     if not set(paths) <= set(updatable):
         raise InvalidArgumentError(field, f"may name only {', '.join(updatable)}")
+    if len(set(paths)) < len(paths):
+        raise InvalidArgumentError(field, "names a field twice")

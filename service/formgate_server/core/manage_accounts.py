@@ -8,7 +8,7 @@ from typing import Any
 
 from formgate_server.core import audit, fields, fit_key, lookup
 from formgate_server.core.changes import Changed, Changes, Effective
-from formgate_server.core.errors import InvalidArgumentError, PermissionDeniedError
+from formgate_server.core.errors import AlreadyExistsError, InvalidArgumentError, PermissionDeniedError
 from formgate_server.core.model import Account, AccountState, Caller, Limit
 from formgate_server.core.paging import Page, page
 from formgate_server.core.policy import Policies, Policy
@@ -63,7 +63,12 @@ class ManageAccounts:
         )
 
         async def insert(transaction: Transaction) -> Changed[Account]:
-            await transaction.insert_account(account)
+            try:
+                await transaction.insert_account(account)
+            except AlreadyExistsError:
+                message = f"account {account.account_id} exists already"
+                metadata = {"account_id": account.account_id}
+                raise AlreadyExistsError(message, reason="ACCOUNT_EXISTS", metadata=metadata) from None
             await transaction.audit(audit.event(caller, "CreateAccount", now, after=account))
             return Changed(account, account.account_id, None)
 

@@ -125,4 +125,7 @@ def _by_day(sums: list[UsageSum], zone: str) -> list[UsageBucket]:
         total = days[calendar.bounds(Period.DAY, zone, hour).start, group]
         total[0] += units
         total[1] += records
-    return [UsageBucket(day, group, units, records) for (day, group), (units, records) in sorted(days.items())]
+    return [
+        UsageBucket(day, group, min(units, fields.LARGEST), records)
+        for (day, group), (units, records) in sorted(days.items())
+    ]

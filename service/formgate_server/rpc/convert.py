@@ -6,7 +6,7 @@ Total both ways: whatever can be sent is a value, or an InvalidArgumentError nam
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Sequence
 from enum import IntEnum
 from typing import Any, TypeVar
 
@@ -123,8 +123,8 @@ def _per(message: resources_pb2.Limit, field: str) -> model.Rolling | model.Cale
             raise InvalidArgumentError(field, "needs one of window, calendar and lifetime")
 
 
-def key_values(message: resources_pb2.Key, paths: Iterable[str]) -> dict[str, Any]:
-    """Read the fields of a key that ``paths`` name; others are left out."""
+def key_values(message: resources_pb2.Key, paths: Sequence[str]) -> dict[str, Any]:
+    """Read the fields of a key that ``paths``, an update mask, names."""
     readers: dict[str, Callable[[], object]] = {
         "display_name": lambda: message.display_name,
         "grants": lambda: grants(message.grants, "key.grants"),
@@ -134,11 +134,12 @@ def key_values(message: resources_pb2.Key, paths: Iterable[str]) -> dict[str, An
         "expire_time": lambda: instant(message, "expire_time", "key."),
         "metadata": lambda: dict(message.metadata),
     }
-    return {path: readers[path]() for path in paths if path in readers}
+    fields.mask(paths, readers)
+    return {path: readers[path]() for path in paths}
 
 
-def account_values(message: resources_pb2.Account, paths: Iterable[str]) -> dict[str, Any]:
-    """Read the fields of an account that ``paths`` name; others are left out."""
+def account_values(message: resources_pb2.Account, paths: Sequence[str]) -> dict[str, Any]:
+    """Read the fields of an account that ``paths``, an update mask, names."""
     readers: dict[str, Callable[[], object]] = {
         "plan": lambda: message.plan,
         "state": lambda: enum(model.AccountState, message.state, "account.state"),
@@ -146,7 +147,8 @@ def account_values(message: resources_pb2.Account, paths: Iterable[str]) -> dict
         "time_zone": lambda: message.time_zone,
         "limits": lambda: limits(message.limits, model.Holder.ACCOUNT, "account.limits"),
     }
-    return {path: readers[path]() for path in paths if path in readers}
+    fields.mask(paths, readers)
+    return {path: readers[path]() for path in paths}
 
 
 def check_query(message: authorization_pb2.CheckKeyRequest) -> CheckQuery:

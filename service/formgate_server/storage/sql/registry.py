@@ -111,7 +111,7 @@ class SqlRegistry:
         )
         rows = [{"id": key_id, "time": when, "ip": ip} for key_id, (when, ip) in sorted(last_used.items())]
         for some in batches(rows, _NOTED_AT_ONCE):
-            async with self._database.writing() as connection:
+            async with self._database.writing(urgent=False) as connection:
                 await connection.execute(statement, some)
 
     async def _one(self, query: Select[Any], read: Callable[[Sequence[Any]], _Noun]) -> _Noun | None:

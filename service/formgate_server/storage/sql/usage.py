@@ -47,7 +47,7 @@ class SqlUsageLedger:
             return []
         # Always in the same order, so that two such transactions wait for each other's rows and never both ways.
         ordered = [firsts[each] for each in sorted(firsts)]
-        async with self._database.writing() as connection:
+        async with self._database.writing(urgent=False) as connection:
             kept = await _insert(connection, ordered)
             there = await _contents(connection, [each for each in firsts if each not in kept])
             await usage_sums.add_up(connection, [entry for each, entry in firsts.items() if each in kept])
