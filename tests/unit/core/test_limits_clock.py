@@ -41,12 +41,19 @@ def calendar(amount: int, period: Period) -> Counter:
 def scaled(number: int, unit: int) -> int:
     """Return sixtieths of ``unit``: whole ones, a microsecond more or less, or in between."""
     sixtieth = unit // 60
-    beside = (0, 1, -1, sixtieth - 1, sixtieth // 2, sixtieth // 3, sixtieth // 7)
+    beside = (0, 1, -1, 0, sixtieth - 1, 0, sixtieth // 2)
     return max(0, unit * (number // 7) // 60 + beside[number % 7])
 
 
-numbers = st.one_of(st.sampled_from((0, 60 * 7, 60 * 7 + 1, 61 * 7)), st.integers(0, 130 * 7))
-moves = st.lists(st.builds(Move, numbers, st.just(0) | st.integers(0, 200 * 7), st.integers(0, 3)), max_size=25)
+# Short gaps, so that much is counted when the clock goes back; and often just beside where something begins or ends.
+gaps = st.one_of(
+    st.sampled_from((0, 1, 2, 7, 59 * 7, 60 * 7, 60 * 7 + 1, 60 * 7 + 2)),
+    st.integers(0, 14 * 7),
+    st.integers(0, 130 * 7),
+)
+steps = st.one_of(st.just(0), st.sampled_from((1, 60 * 7 + 1, 120 * 7 + 1, 180 * 7 + 1)), st.integers(0, 200 * 7))
+starts = st.one_of(st.integers(-2, 2), st.integers(0, 10**9))
+moves = st.lists(st.builds(Move, gaps, steps, st.integers(0, 3)), max_size=25)
 jumps = st.integers(-200, 200)  # sixtieths
 windows = st.one_of(st.sampled_from((1, 61, 60 * SECOND, 60 * SECOND + 7)), st.integers(1, 10**7))
 
@@ -57,13 +64,13 @@ def most_within(charges: list[tuple[int, int]], length: int) -> int:
 
 
 @settings(max_examples=5 * EXAMPLES)
-@given(moves, windows, st.integers(1, 4), st.integers(0, 4 * 10**15))
+@given(moves, windows, st.integers(1, 3), starts)
 def test_a_clock_that_goes_back_never_frees_a_window(moves: list[Move], window: int, amount: int, start: int) -> None:
     """However often the clock goes back, in true time no interval of the window's length is over its amount."""
     counter = rolling(amount, window)
     state: State | None = None
     charges = []
-    time, clock = 0, start
+    time, clock = 0, 10**6 * window + start
     for move in moves:
         time += scaled(move.gap, window)
         clock += scaled(move.gap, window) - scaled(move.back, window)
@@ -86,7 +93,7 @@ def test_going_back_by_more_than_a_window_does_not_age_what_was_charged() -> Non
     assert spend((counter,), spent.states, 1, set_back + 62 * SECOND).denied is None
 
 
-@settings(max_examples=4 * EXAMPLES)
+@settings(max_examples=2 * EXAMPLES)
 @given(moves, jumps, moves, windows, st.integers(1, 4))
 def test_a_window_heals_once_the_clock_is_right(
     before: list[Move], jump: int, after: list[Move], window: int, amount: int
@@ -124,7 +131,7 @@ SHORTEST = {Period.DAY: DAY, Period.MONTH: 28 * DAY}
 
 
 @settings(max_examples=5 * EXAMPLES)
-@given(moves, st.sampled_from(Period), st.integers(1, 3), st.integers(0, 60 * 24))
+@given(moves, st.sampled_from(Period), st.integers(1, 3), starts)
 def test_a_clock_that_goes_back_never_brings_two_new_amounts_together(
     moves: list[Move], period: Period, amount: int, start: int
 ) -> None:
@@ -132,7 +139,7 @@ def test_a_clock_that_goes_back_never_brings_two_new_amounts_together(
     counter = calendar(amount, period)
     state: State | None = None
     charges = []
-    time, clock = 0, TODAY + start * HOUR
+    time, clock = 0, TODAY + start
     unit = SHORTEST[period]
     for move in moves:
         time += scaled(move.gap, unit)
