@@ -28,7 +28,11 @@ class HttpServer:
         class Server(_Server):
             address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
-        self._server = Server((host, port), Handler)
+        try:
+            self._server = Server((host, port), Handler)
+        except OSError as error:
+            message = f"can not listen on {host}:{port}: {error.strerror}"
+            raise OSError(message) from error
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
         self._thread.start()
