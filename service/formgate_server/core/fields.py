@@ -262,5 +262,3 @@ def mask(paths: Sequence[str], updatable: Collection[str], field: str = "update_
         raise InvalidArgumentError(field, f"is required; it may name {', '.join(updatable)}")
     if not set(paths) <= set(updatable):
         raise InvalidArgumentError(field, f"may name only {', '.join(updatable)}")
-    if len(set(paths)) < len(paths):
-        raise InvalidArgumentError(field, "names a field twice")

@@ -39,7 +39,7 @@ class AccountServicer:
 
     async def update_account(self, request: pb.UpdateAccountRequest, caller: Caller) -> pb.UpdateAccountResponse:
         """Change an account."""
-        account, paths = request.account, list(request.update_mask.paths)
+        account, paths = request.account, convert.mask(request.update_mask)
         values = convert.account_values(account, paths)
         done = await self._accounts.update(caller, account.account_id, account.etag, paths, values)
         return pb.UpdateAccountResponse(

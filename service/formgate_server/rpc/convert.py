@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -121,6 +122,11 @@ def _per(message: resources_pb2.Limit, field: str) -> model.Rolling | model.Cale
             return model.Lifetime()
         case _:
             raise InvalidArgumentError(field, "needs one of window, calendar and lifetime")
+
+
+def mask(message: FieldMask) -> list[str]:
+    """Read which fields change, each once: a mask is a set."""
+    return list(dict.fromkeys(message.paths))
 
 
 def key_values(message: resources_pb2.Key, paths: Sequence[str]) -> dict[str, Any]:

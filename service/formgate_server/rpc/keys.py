@@ -56,7 +56,7 @@ class KeyServicer:
 
     async def update_key(self, request: pb.UpdateKeyRequest, caller: Caller) -> pb.UpdateKeyResponse:
         """Change what a key may do."""
-        key, paths = request.key, list(request.update_mask.paths)
+        key, paths = request.key, convert.mask(request.update_mask)
         done = await self._update(caller, key.key_id, key.etag, paths, convert.key_values(key, paths))
         return pb.UpdateKeyResponse(key=convert.key(done.result), effective_time=convert.timestamp(done.effective_time))
 
