@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -14,18 +14,26 @@ import structlog
 from formgate_server.core.authenticate import Authenticate
 from formgate_server.core.changes import Changes
 from formgate_server.core.check_key import CheckKey
+from formgate_server.core.copy_key import CopyKey
 from formgate_server.core.create_key import CreateKey
+from formgate_server.core.delete_key import DeleteKey
 from formgate_server.core.errors import UnavailableError
+from formgate_server.core.keeper import Keeper
 from formgate_server.core.last_used import LastUsed
 from formgate_server.core.manage_accounts import ManageAccounts
+from formgate_server.core.manage_members import ManageMembers
 from formgate_server.core.manage_tokens import ManageTokens
 from formgate_server.core.policy import Policies
 from formgate_server.core.ports import Clock, KeyStore, Limiter, Registry, UsageLedger
+from formgate_server.core.read_account import ReadAccount
 from formgate_server.core.read_keys import ReadKeys
 from formgate_server.core.record_usage import RecordUsage
+from formgate_server.core.reveal_key import RevealKey
+from formgate_server.core.rotate_key import RotateKey
 from formgate_server.core.secrets import TOKEN_PREFIX, Peppers, new_secret
 from formgate_server.core.set_key_state import SetKeyState
 from formgate_server.core.update_key import UpdateKey
+from formgate_server.core.verify_audit import Findings, verify
 from formgate_server.policies.policy import PolicyError, load
 from formgate_server.rpc.accounts import AccountServicer
 from formgate_server.rpc.authorization import AuthorizationServicer
@@ -35,12 +43,14 @@ from formgate_server.rpc.methods import methods
 from formgate_server.settings import Settings
 from formgate_server.storage.data_folder import DataFolder, DataFolderError, read_keys
 from formgate_server.storage.memory.limiter import MemoryLimiter
+from formgate_server.storage.sealer import AesSealer
 from formgate_server.storage.sql import migrate
 from formgate_server.storage.sql.counters import SqlReservations
 from formgate_server.storage.sql.engine import open_database
 from formgate_server.storage.sql.fingerprints import Fingerprints
 from formgate_server.storage.sql.keys import SqlKeyStore
 from formgate_server.storage.sql.registry import SqlRegistry
+from formgate_server.storage.sql.trail import Trail
 from formgate_server.storage.sql.usage import SqlUsageLedger
 from formgate_server.storage.wrappers import CachedKeyStore
 from formgate_server.wire.grpcio import GrpcServer
@@ -83,6 +93,29 @@ async def upgrade_database(settings: Settings) -> None:
         raise StartError(str(error)) from error
 
 
+async def verify_audit(settings: Settings, account_id: str | None) -> dict[str, Findings]:
+    """Verify the audit trail of an account (None: of all), by account. Raises StartError where it can not be read.
+
+    It locks nothing and writes nothing; a server may serve the same folder. An account that is not there is left out.
+    """
+    file = settings.data.absolute() / "formgate.db"  # no DataFolder: that locks, and makes what is missing
+    if not file.exists():
+        message = f"there is no database {file}"
+        raise StartError(message)
+    trail = Trail(file)
+    try:
+        peppers = Peppers(read_keys(settings.pepper_file or file.with_name("pepper")))
+        if await trail.revision() != migrate.head():
+            message = f"{file} is not of this version: `formgate migrate` brings it there"
+            raise StartError(message)
+        heads = await trail.heads(account_id)
+        return {account: await verify(trail.rows(account), newest, peppers) for account, newest in heads.items()}
+    except (DataFolderError, UnavailableError) as error:
+        raise StartError(str(error)) from error
+    finally:
+        await trail.close()
+
+
 @asynccontextmanager
 async def build(settings: Settings) -> AsyncIterator[Addresses]:
     """Serve while the block runs; afterwards drain. Raises StartError."""
@@ -107,7 +140,10 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
     folder = stack.enter_context(closing(DataFolder(settings.data)))
     peppers = Peppers(folder.peppers() if settings.pepper_file is None else read_keys(settings.pepper_file))
     clock = SystemClock()
-    stores = await _open_stores(stack, settings, folder, policies, peppers, clock)
+    sealing_keys = folder.sealing_keys() if settings.sealing_key_file is None else read_keys(settings.sealing_key_file)
+    sealer = AesSealer(sealing_keys)
+    stores = await _open_stores(stack, settings, folder, policies, peppers, sealer, clock)
+    keeper = Keeper(peppers, sealer, policies)
     await _check_plans(stores.registry, policies)
     changes = Changes(stores.registry, stores.limiter, clock)
     stack.push_async_callback(changes.finish)
@@ -122,12 +158,21 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
     stack.push_async_callback(record_usage.finish)
     authorization = AuthorizationServicer(check_key, record_usage)
     keys = KeyServicer(
-        CreateKey(changes, policies, peppers),
-        ReadKeys(stores.registry),
-        UpdateKey(changes, policies),
-        SetKeyState(changes),
+        create=CreateKey(changes, policies, keeper),
+        read=ReadKeys(stores.registry),
+        update=UpdateKey(changes, policies),
+        set_state=SetKeyState(changes),
+        copy=CopyKey(changes, policies, keeper),
+        delete=DeleteKey(changes, policies),
+        reveal=RevealKey(changes, keeper),
+        rotate=RotateKey(changes, policies, keeper),
     )
-    accounts = AccountServicer(ManageAccounts(changes, policies), tokens)
+    accounts = AccountServicer(
+        ManageAccounts(changes, policies),
+        ManageMembers(changes, policies),
+        ReadAccount(stores.registry, stores.limiter, stores.usage, policies, clock),
+        tokens,
+    )
     dispatch = Dispatch(Authenticate(stores.registry, peppers, clock, time.monotonic))
     http_host, _, http_port = settings.http.rpartition(":")
     http = HttpServer(http_host.strip("[]"), int(http_port), live=pulse.beats, ready=pulse.ready)
@@ -146,6 +191,7 @@ async def _open_stores(  # noqa: PLR0913, PLR0917 - what stores are made of
     folder: DataFolder,
     policies: Policies,
     peppers: Peppers,
+    sealer: AesSealer,
     clock: Clock,
 ) -> _Stores:
     """Open the embedded default's stores: SQLite, and counters in memory whose marks it holds."""
@@ -153,22 +199,24 @@ async def _open_stores(  # noqa: PLR0913, PLR0917 - what stores are made of
     await migrate.upgrade(url)
     database = open_database(url)
     stack.push_async_callback(database.close)
-    await _check_peppers(Fingerprints(database), peppers)
-    registry = SqlRegistry(database)
+    fingerprints = Fingerprints(database)
+    await _check_secret_keys(fingerprints, "pepper", peppers.ids)
+    await _check_secret_keys(fingerprints, "sealing key", sealer.ids)
+    registry = SqlRegistry(database, peppers)
     limiter = MemoryLimiter(clock, SqlReservations(database), on_degraded=_tell_degraded)
     stack.push_async_callback(_close_limiter, limiter)
     keys = CachedKeyStore(SqlKeyStore(database, policies), settings.key_cache_size)
     return _Stores(registry, keys, SqlUsageLedger(database), limiter)
 
 
-async def _check_peppers(fingerprints: Fingerprints, peppers: Peppers) -> None:
-    """See to it that every pepper under which secrets are stored is there. Raises StartError."""
-    newest = peppers.ids[:1]  # under which secrets are stored from now on
-    missing = await fingerprints.check("pepper", newest) - set(peppers.ids)
+async def _check_secret_keys(fingerprints: Fingerprints, name: str, ids: Sequence[str]) -> None:
+    """See to it that every key is there under which something is stored. Raises StartError."""
+    newest = ids[:1]  # under which things are stored from now on
+    missing = await fingerprints.check(name, newest) - set(ids)
     if missing:
-        message = f"the database's secrets were stored under another pepper ({', '.join(sorted(missing))}): put it back"
+        message = f"the database holds what was stored under another {name} ({', '.join(sorted(missing))}): put it back"
         raise StartError(message)
-    await fingerprints.remember("pepper", newest)
+    await fingerprints.remember(name, newest)
 
 
 async def _check_plans(registry: Registry, policies: Policies) -> None:

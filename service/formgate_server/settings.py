@@ -37,6 +37,9 @@ class Settings(BaseSettings):
     insecure: bool = Field(default=False, description="Serve without TLS beyond loopback too.")
     policy_dir: OptionalPath = Field(default=None, description="A folder with policies of your own, *.toml.")
     pepper_file: OptionalPath = Field(default=None, description="Peppers, one a line, newest first, 64 hex digits.")
+    sealing_key_file: OptionalPath = Field(
+        default=None, description="Sealing keys of recoverable secrets, as peppers are."
+    )
     bootstrap_token_file: OptionalPath = Field(default=None, description="A first manager's token, one line.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="What is logged.")
     log_format: Literal["console", "json"] | None = Field(

@@ -6,9 +6,9 @@ from dataclasses import replace
 from formgate.rules.grants import Grant, Level
 from formgate.rules.reason import Reason
 from formgate_server.core.compile_key import compile_key
-from formgate_server.core.model import AccountState, KeyState
+from formgate_server.core.model import AccountState, KeyState, Member
 from formgate_server.core.verdict import KeyRecord
-from tests.support.stores import POLICY, Stores, account, add_key, digest, key
+from tests.support.stores import INHERITING, POLICY, Stores, account, add_key, digest, key, member, stored
 
 FRESH = 2**63 - 1
 """An epoch that no account has: what is returned must have been read after the call began."""
@@ -35,6 +35,50 @@ async def test_finds_all_that_a_check_needs(key_stores: Stores) -> None:
     assert record.standing.addresses is not None
     assert record.standing.addresses.allow("10.1.2.3")
     assert not record.standing.addresses.allow("11.1.2.3")
+
+
+def assert_inherits(record: KeyRecord | None, creator: Member | None) -> None:
+    """See to it that a key without grants may do what ``creator`` may: nothing without one."""
+    assert record is not None
+    expected = compile_key(record.key, account(policy="other"), INHERITING, creator).standing
+    for rights, wanted in ((record.standing.grants, expected.grants), (record.standing.ceiling, expected.ceiling)):
+        assert rights is not None
+        assert wanted is not None
+        for asked in (["forms.read"], []):
+            for level in Level:
+                assert rights.denial(asked, level, ["forms/f1"]) == wanted.denial(asked, level, ["forms/f1"])
+
+
+async def test_what_the_creator_may_is_found_along(key_stores: Stores) -> None:
+    """As it is at the epoch of what is found: set, changed, removed, set again."""
+    async with key_stores.registry.transaction() as transaction:
+        await transaction.update_account(account(policy="other"))
+    await add_key(key_stores.registry, key())
+    assert_inherits(await key_stores.keys.find([digest("k1")]), None)
+    reader, writer = member(level=Level.READ), member(permissions=("*",), level=Level.WRITE)
+    for epoch, creator in enumerate((reader, writer, None, reader), start=2):
+        async with key_stores.registry.transaction() as transaction:
+            if creator is None:
+                await transaction.delete_member("acme", "ann")
+            else:
+                await transaction.put_member(creator)
+            await transaction.raise_epoch("acme")
+        assert_inherits(await key_stores.keys.find([digest("k1")], at_least=epoch), creator)
+
+
+async def test_the_creator_is_of_the_keys_account(stores: Stores) -> None:
+    """A member of that id in another account gives nothing, nor does any to a key that names no creator."""
+    async with stores.registry.transaction() as transaction:
+        await transaction.insert_account(account("b"))
+        await transaction.update_account(account(policy="other"))
+        await transaction.put_member(member("ann", account_id="b", level=Level.MANAGE))
+        await transaction.put_member(member("bob", level=Level.MANAGE))
+    await add_key(stores.registry, key("k1"))
+    await add_key(stores.registry, key("k2", created_by=""))
+    await add_key(stores.registry, key("k3", created_by="bob"))
+    assert_inherits(await stores.keys.find([digest("k1")]), None)
+    assert_inherits(await stores.keys.find([digest("k2")]), None)
+    assert_inherits(await stores.keys.find([digest("k3")]), member("bob", level=Level.MANAGE))
 
 
 async def test_unknown_digest(key_stores: Stores) -> None:
@@ -81,7 +125,7 @@ async def test_what_is_not_committed_is_not_found(key_stores: Stores) -> None:
     async with key_stores.registry.transaction() as transaction:
         await transaction.update_key(key(state=KeyState.REVOKED))
         await transaction.raise_epoch("acme")
-        await transaction.insert_key(key("k2"), digest("k2"), "pepper", "")
+        await transaction.insert_key(key("k2"), stored("k2"), "")
         record = await key_stores.keys.find([digest("k1")], at_least=FRESH)
         assert record is not None
         assert (record.epoch, record.key.state) == (1, KeyState.ENABLED)

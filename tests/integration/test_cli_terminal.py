@@ -1,10 +1,14 @@
 """The command on a terminal: what people see, type and press."""
 
+import contextlib
+import json
 import os
+import pty
 import re
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,10 +22,19 @@ CSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all of these, with an account and a key."""
     with Server(tmp_path_factory.mktemp("server")) as server:
-        for arguments in (
+        first: list[tuple[str, ...]] = [
             ("account", "create", "acme", "--name", "Acme Incorporated of Someplace", "--limit", "monthly=1000/month"),
             ("key", "create", "--account", "acme", "--name", "a rather long name for a key", "--limit", "rate=60/1m"),
-        ):
+        ]
+        for arguments in first:
+            assert run_here(*arguments, environment=told(server)).code == 0
+        key_id = run_here("key", "list", "--account", "acme", "--quiet", environment=told(server)).out.strip()
+        more: list[tuple[str, ...]] = [
+            ("member", "set", "acme", "a-member-with-a-rather-long-id", "--role", "global_admin", "--level", "manage"),
+            ("key", "update", key_id, "--grant", f"forms/{'f' * 60}/{'g' * 60}:read"),
+            ("usage", "record", "--key-id", key_id, "--units", str(10**15), "--operation", "an.operation" + "." * 60),
+        ]
+        for arguments in more:
             assert run_here(*arguments, environment=told(server)).code == 0
         yield server
 
@@ -43,6 +56,13 @@ def told(server: Server) -> dict[str, str]:
         (("key", "create", "--help"), 80),
         (("check", "x"), 80),
         (("check", "x"), 120),
+        (("policy", "show", "jotform"), 80),
+        (("member", "list", "acme"), 80),
+        (("limits", "acme"), 80),
+        (("usage", "show", "acme"), 120),
+        (("usage", "show", "acme", "--by", "operation", "--hourly"), 80),
+        (("audit", "list", "acme"), 80),
+        (("audit", "verify"), 80),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -119,3 +139,46 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
             check=False,
         )
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_key_is_deleted_only_on_a_yes(server: Server) -> None:
+    """A terminal is asked; no leaves the key as it is, yes deletes it, --yes asks nothing."""
+    made = [run_here("key", "create", "--account", "acme", "--json", environment=told(server)) for _ in range(2)]
+    first, second = (json.loads(each.out)["key"]["key_id"] for each in made)
+    for answer, code in (("\r", 1), ("n\r", 1), ("\x03", 130), ("y\r", 0)):
+        assert run_here("key", "get", first, environment=told(server)).code == 0
+        with on_terminal("key", "delete", first, environment=told(server)) as terminal:
+            terminal.wait_for(f"Delete {first} for ever? [y/N]")
+            terminal.type(answer)
+            assert terminal.wait() == code
+        assert ("is not deleted" in terminal.screen) == (code == 1)
+    assert run_here("key", "get", first, environment=told(server)).code == 1
+    with on_terminal("key", "delete", second, "--yes", environment=told(server)) as terminal:
+        assert terminal.wait() == 0
+    assert "for ever?" not in terminal.screen
+
+
+def test_an_export_shows_how_far_it_is_on_stderr_only(server: Server, tmp_path: Path) -> None:
+    """With its events in a file, the terminal has the bar; where both are one screen, there is none."""
+    with on_terminal("audit", "export", "acme", environment=told(server)) as terminal:
+        assert terminal.wait() == 0
+    assert "exporting" not in terminal.screen
+    master, slave = pty.openpty()
+    with (tmp_path / "events").open("wb") as file:
+        process = subprocess.Popen(
+            [str(COMMAND), "audit", "export", "acme"],
+            stdout=file,
+            stderr=slave,
+            env=clean_environment(told(server) | {"TERM": "xterm"}),
+        )
+        os.close(slave)
+        screen = b""
+        with contextlib.suppress(OSError):  # what Linux says when the other end is closed
+            while got := os.read(master, 4096):
+                screen += got
+        assert process.wait(30) == 0
+    os.close(master)
+    assert b"exporting" in screen
+    events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
+    numbers = [int(event["sequence"]) for event in events]
+    assert numbers == list(range(len(numbers), 0, -1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 EXAMPLE = ROOT / "examples" / "ask_formgate.py"
 OPERATIONS = ROOT / "docs" / "operations" / "embedded.md"
-TYPED = [README, *sorted((ROOT / "docs" / "guides").glob("*.md"))]
+YOUR_OWN = ROOT / "docs" / "platforms" / "your-own.md"
 PAGES = sorted(
     page
     for folder in (ROOT, ROOT / "docs", ROOT / "clients" / "python")
@@ -25,7 +26,9 @@ PAGES = sorted(
 )
 
 _CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_SERVED = re.compile(r"^```sh\nformgate serve (.*?)\n```$", re.MULTILINE)
 _PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_TOML = re.compile(r"^```toml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -35,8 +38,9 @@ _END = "\x1e"
 _VARYING = (
     (re.compile(r"\b(key|tok|acc)_[0-9A-Za-z]{22}\b"), r"\1_ID"),
     (re.compile(r"(?<=\.\.\.)[0-9A-Za-z]{4}\b"), "LAST"),
-    (re.compile(r"\b(fg_live|fg_test|fgt)_[0-9A-Za-z]{49}\b"), r"\1_SECRET"),
-    (re.compile(r"\b\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2}(\.\d+)?Z"), "TIME"),
+    (re.compile(r"\b((?:[a-z]+_)+)[0-9A-Za-z]{49}\b"), r"\1SECRET"),
+    (re.compile(r"\b\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d{2})"), "TIME"),
+    (re.compile(r"\b\d{4}-\d{2}-\d{2}\b"), "DAY"),
     (re.compile(r"\bin (\d+(d|h|ms|m|us|s))+"), "in A_WHILE"),
 )
 
@@ -47,11 +51,18 @@ def _without_varying(text: str) -> str:
     return text
 
 
+TYPED = [page for page in PAGES if _CONSOLE.search(page.read_text(encoding="utf-8"))]
+"""Every page that shows commands with what they print."""
+
+
 def _typed(page: Path) -> Iterator[tuple[str, str]]:
-    """Yield the commands of a page with the output that it shows for each."""
+    """Yield the commands of a page with the output that it shows for each; its further lines begin with ``>``."""
     for block in _CONSOLE.findall(page.read_text(encoding="utf-8")):
         for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
             command, _, output = part.partition("\n")
+            while output.startswith(">"):
+                line, _, output = output.partition("\n")
+                command += "\n" + line.removeprefix(">").removeprefix(" ")
             yield command, output
 
 
@@ -80,13 +91,27 @@ def _run(commands: list[str], server: Server) -> list[str]:
     return done.stdout.split(_END)[:-1]
 
 
+@pytest.mark.parametrize("folder", ["guides", "platforms"])
+def test_every_guide_and_platform_is_typed(folder: str) -> None:
+    """No page of these is words only."""
+    pages = set((ROOT / "docs" / folder).glob("*.md"))
+    assert pages
+    assert pages <= set(TYPED)
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", TYPED, ids=lambda page: page.name)
-def test_what_a_page_shows_is_what_its_commands_print(page: Path, tmp_path: Path) -> None:
-    """Typed as they stand against a fresh server, a page's commands print what it shows, but for ids and times."""
+def test_what_a_page_shows_is_what_its_commands_print(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Typed as they stand against a fresh server, a page's commands print what it shows, but for ids and times.
+
+    A page that says to serve with certain options gets a server with those.
+    """
+    monkeypatch.chdir(ROOT)
     typed = list(_typed(page))
-    assert typed, f"{page.name} has no commands"
-    with Server(tmp_path) as server:
+    options = [option for line in _SERVED.findall(page.read_text(encoding="utf-8")) for option in shlex.split(line)]
+    with Server(tmp_path, *options) as server:
         printed = _run([command for command, _ in typed], server)
     assert len(printed) == len(typed)
     for (command, shown), output in zip(typed, printed, strict=True):
@@ -106,6 +131,12 @@ def test_the_ready_line_is_the_servers(tmp_path: Path) -> None:
 def test_the_python_caller_is_the_example() -> None:
     """The README's Python is the file that its commands run."""
     assert _PYTHON.findall(README.read_text(encoding="utf-8")) == [EXAMPLE.read_text(encoding="utf-8")]
+
+
+def test_the_policy_that_is_shown_is_the_file() -> None:
+    """The page on a platform of one's own shows the file that its server reads."""
+    shown = YOUR_OWN.with_name("pollster.toml").read_text(encoding="utf-8")
+    assert _TOML.findall(YOUR_OWN.read_text(encoding="utf-8")) == [shown]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -188,7 +188,7 @@ def test_a_second_server_on_the_same_folder_is_refused(server: Server) -> None:
     "option",
     [
         "--listen",
-        pytest.param("--http", marks=pytest.mark.xfail(reason="says that an address is in use, but not which")),
+        "--http",
     ],
 )
 def test_a_port_that_is_taken_is_refused(server: Server, option: str) -> None:

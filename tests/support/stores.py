@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hmac
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,14 +23,25 @@ from formgate_server.core.model import (
     Key,
     KeyState,
     Limit,
+    Member,
     Period,
+    Role,
     Rolling,
     ServiceRole,
     ServiceToken,
     UsageRecord,
 )
-from formgate_server.core.policy import Plan, Policies, Policy
-from formgate_server.core.ports import KeyStore, Registry, Reservations, UsageEntry, UsageLedger
+from formgate_server.core.policy import KeyRules, Plan, Policies, Policy
+from formgate_server.core.ports import (
+    AuditFilter,
+    KeyStore,
+    Registry,
+    Reservations,
+    Sealed,
+    StoredSecret,
+    UsageEntry,
+    UsageLedger,
+)
 from formgate_server.storage.memory.counters import MemoryReservations
 from formgate_server.storage.memory.keys import MemoryKeyStore
 from formgate_server.storage.memory.registry import MemoryRegistry
@@ -39,7 +51,7 @@ from formgate_server.storage.sql.counters import SqlReservations
 from formgate_server.storage.sql.engine import Database, open_database
 from formgate_server.storage.sql.keys import SqlKeyStore
 from formgate_server.storage.sql.registry import SqlRegistry
-from formgate_server.storage.sql.tables import audit_events, usage_hours
+from formgate_server.storage.sql.tables import usage_hours
 from formgate_server.storage.sql.usage import SqlUsageLedger
 from formgate_server.storage.wrappers import CachedKeyStore
 
@@ -60,7 +72,27 @@ POLICY = Policy(
     api_groups=None,
     denials={},
 )
-POLICIES = Policies({POLICY.name: POLICY, "other": replace(POLICY, name="other")}, POLICY.name)
+INHERITING = replace(POLICY, name="other", keys=KeyRules(ungranted=None, capped=True))
+POLICIES = Policies({POLICY.name: POLICY, INHERITING.name: INHERITING}, POLICY.name)
+
+
+@dataclass(frozen=True)
+class SomeAuditKeys:
+    """AuditKeys: ``newest`` signs, all of ``known`` verify."""
+
+    newest: str = "m1"
+    known: tuple[str, ...] = ("m1",)
+
+    def mac(self, message: bytes) -> tuple[bytes, str]:
+        """See ``AuditKeys``."""
+        return hmac.digest(self.newest.encode(), message, "sha256"), self.newest
+
+    def verifies(self, message: bytes, mac: bytes, key_id: str) -> bool | None:
+        """See ``AuditKeys``."""
+        return hmac.digest(key_id.encode(), message, "sha256") == mac if key_id in self.known else None
+
+
+AUDIT_KEYS = SomeAuditKeys()
 
 
 @dataclass(frozen=True)
@@ -71,23 +103,24 @@ class Stores:
     keys: KeyStore
     usage: UsageLedger
     reservations: Reservations
-    audit: Callable[[str], Awaitable[list[AuditEvent]]]
-    """An account's audit trail."""
     hours: Callable[[], Awaitable[Hours]]
+
+    async def audit(self, account_id: str) -> list[AuditEvent]:
+        """Return an account's audit trail, oldest first."""
+        rows = await self.registry.audit_rows(AuditFilter(account_id), None, 1_000)
+        assert [row.sequence for row in rows] == list(range(len(rows), 0, -1))
+        return [row.event for row in reversed(rows)]
 
 
 def memory_stores() -> Stores:
     """Return new stores in memory."""
-    registry = MemoryRegistry()
+    registry = MemoryRegistry(AUDIT_KEYS)
     usage = MemoryUsageLedger(registry)
-
-    async def audit(account_id: str) -> list[AuditEvent]:
-        return list(registry.tables.audit.get(account_id, ()))
 
     async def hours() -> Hours:
         return {(*hour,): (*sums,) for hour, sums in usage.hours.items()}
 
-    return Stores(registry, MemoryKeyStore(registry, POLICIES), usage, MemoryReservations(), audit, hours)
+    return Stores(registry, MemoryKeyStore(registry, POLICIES), usage, MemoryReservations(), hours)
 
 
 def database_url(file: Path) -> URL:
@@ -118,20 +151,14 @@ async def empty_database(folder: Path, file: Path) -> None:
 def sqlite_stores(database: Database) -> Stores:
     """Return stores over an SQLite database."""
 
-    async def audit(account_id: str) -> list[AuditEvent]:
-        query = select(audit_events).where(audit_events.c.account_id == account_id)
-        async with database.reading() as connection:
-            rows = (await connection.execute(query.order_by(audit_events.c.sequence))).mappings().all()
-        assert [row["sequence"] for row in rows] == list(range(1, len(rows) + 1))
-        return [AuditEvent(**{name: row[name] for name in row if name != "sequence"}) for row in rows]
-
     async def hours() -> Hours:
         async with database.reading() as connection:
             rows = (await connection.execute(select(usage_hours))).all()
         return {tuple(row[:4]): tuple(row[4:]) for row in rows}
 
     keys = SqlKeyStore(database, POLICIES)
-    return Stores(SqlRegistry(database), keys, SqlUsageLedger(database), SqlReservations(database), audit, hours)
+    registry = SqlRegistry(database, AUDIT_KEYS)
+    return Stores(registry, keys, SqlUsageLedger(database), SqlReservations(database), hours)
 
 
 def cached(stores: Stores) -> Stores:
@@ -172,6 +199,12 @@ def key(key_id: str = "k1", **changes: Any) -> Key:
     return replace(usual, **changes)
 
 
+def member(member_id: str = "ann", **changes: Any) -> Member:
+    """Make a member."""
+    usual = Member(account_id="acme", member_id=member_id, role=Role.MEMBER, create_time=1_500, update_time=1_600)
+    return replace(usual, **changes)
+
+
 def token(token_id: str = "t1", **changes: Any) -> ServiceToken:
     """Make a service token."""
     usual = ServiceToken(
@@ -192,10 +225,18 @@ def event(account_id: str = "acme", **changes: Any) -> AuditEvent:
     return replace(usual, **changes)
 
 
-def entry(record_id: str, content: str = "", *, account_id: str = "acme", time: int = 0, **changes: Any) -> UsageEntry:
-    """Make a usage entry; ``content`` stands for all that was sent."""
-    record = UsageRecord(record_id=record_id, key_id="k1", units=1)
-    return UsageEntry(account_id, time, digest(content), replace(record, **changes))
+def entry(
+    record_id: str,
+    content: str = "",
+    *,
+    account_id: str = "acme",
+    time: int = 0,
+    tags: Mapping[str, str] | None = None,
+    **changes: Any,
+) -> UsageEntry:
+    """Make a usage entry; ``content`` stands for all that was sent, ``tags`` are summed up."""
+    record = UsageRecord(record_id=record_id, key_id="k1", units=1, tags=tags or {})
+    return UsageEntry(account_id, time, digest(content), replace(record, **changes), tuple(record.tags.items()))
 
 
 def digest(text: str) -> bytes:
@@ -203,7 +244,17 @@ def digest(text: str) -> bytes:
     return text.encode().ljust(32, b"\0")
 
 
+def sealed(text: str) -> Sealed:
+    """Make a box that stands for ``text``, encrypted."""
+    return Sealed(f"sealed {text}".encode(), "sealing key")
+
+
+def stored(text: str, *, recoverable: bool = False) -> StoredSecret:
+    """Make a secret as it is stored."""
+    return StoredSecret(digest(text), "pepper", sealed(text) if recoverable else None)
+
+
 async def add_key(registry: Registry, new: Key, secret: str | None = None, request_id: str = "") -> None:
     """Add a key; the digest of its secret is that of ``secret`` or of its id."""
     async with registry.transaction() as transaction:
-        await transaction.insert_key(new, digest(secret or new.key_id), "pepper", request_id)
+        await transaction.insert_key(new, stored(secret or new.key_id), request_id)

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from formgate_server.cli import accounts, check, errors, keys, policies, serve, tokens, usage
+from formgate_server.cli import accounts, audit, check, errors, keys, limits, members, policies, serve, tokens, usage
 from formgate_server.cli.errors import CommandError, ExitCode
 
 app = typer.Typer(
@@ -29,9 +29,12 @@ app.command()(serve.serve)
 app.command()(serve.migrate)
 app.add_typer(tokens.app, name="token")
 app.add_typer(accounts.app, name="account")
+app.add_typer(members.app, name="member")
 app.add_typer(keys.app, name="key")
 app.command()(check.check)
+app.command()(limits.limits)
 app.add_typer(usage.app, name="usage")
+app.add_typer(audit.app, name="audit")
 app.add_typer(policies.app, name="policy")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Literal
 
 import typer
 
 from formgate_server.cli import options
+from formgate_server.cli.errors import CommandError, ExitCode
 from formgate_server.cli.options import (
     ApiGroups,
     EnvironmentName,
@@ -26,9 +28,11 @@ from formgate_server.cli.options import (
     TtlText,
 )
 from formgate_server.cli.remote import Server, remote
+from formgate_server.cli.text import safe
 
 app = typer.Typer(no_args_is_help=True, help="Make, look at, change and end API keys.")
 
+SecretOnly = Annotated[bool, typer.Option("--secret-only", help="Print the secret and nothing else.")]
 StateName = Literal["enabled", "disabled", "revoked"]
 
 
@@ -53,10 +57,10 @@ def create(
     request_id: Annotated[
         str, typer.Option("--request-id", metavar="ID", help="An id of this call: repeated, it makes no second key.")
     ] = "",
-    secret_only: Annotated[bool, typer.Option("--secret-only", help="Print the secret and nothing else.")] = False,
+    secret_only: SecretOnly = False,
     json: Json = False,
 ) -> None:
-    """Make a key, and print its secret: the only time."""
+    """Make a key, and print its secret: the only time, unless the policy lets keys be revealed."""
     from formgate.v1.keys_pb2 import CreateKeyRequest
     from formgate.v1.resources_pb2 import Environment
     from formgate_server.cli import output, people
@@ -76,7 +80,8 @@ def create(
         request_id=request_id,
     )
     response = server.call(server.keys.CreateKey, request)
-    output.show_new(response, people.key(response.key), json=json, secret_only=secret_only)
+    about = people.key(response.key)
+    output.show_new(response, about, json=json, secret_only=secret_only, then=output.ONCE_MAYBE)
 
 
 @app.command()
@@ -196,3 +201,86 @@ def enable(server: Server, *, key_id: KeyId, reason_note: NoteText = "", json: J
 
     request = EnableKeyRequest(key_id=key_id, reason_note=reason_note)
     output.show(server.call(server.keys.EnableKey, request), json, people.changed_key)
+
+
+@app.command()
+@remote
+def copy(
+    server: Server,
+    *,
+    key_id: KeyId,
+    display_name: Name = None,
+    secret_only: SecretOnly = False,
+    json: Json = False,
+) -> None:
+    """Make a key like another, and print its secret. Its name is the other's, unless --name says one."""
+    from formgate.v1.keys_pb2 import CopyKeyRequest
+    from formgate_server.cli import output, people
+
+    response = server.call(server.keys.CopyKey, CopyKeyRequest(key_id=key_id, display_name=display_name or ""))
+    about = people.key(response.key)
+    output.show_new(response, about, json=json, secret_only=secret_only, then=output.ONCE_MAYBE)
+
+
+@app.command()
+@remote
+def rotate(
+    server: Server,
+    *,
+    key_id: KeyId,
+    overlap: Annotated[
+        str,
+        typer.Option(
+            "--overlap",
+            metavar="DURATION",
+            help="How long the old secret still works, such as 1d; at most 30d.",
+            show_default="it ends at once",
+        ),
+    ] = "",
+    secret_only: SecretOnly = False,
+    json: Json = False,
+) -> None:
+    """Give a key a new secret, and print it. All else stays: its id, its rights, what is left of its limits."""
+    from formgate.v1.keys_pb2 import RotateKeyRequest
+    from formgate_server.cli import output, people
+    from formgate_server.cli.syntax import format_duration
+
+    lasting = options.duration("--overlap", overlap)
+    response = server.call(server.keys.RotateKey, RotateKeyRequest(key_id=key_id, overlap=lasting))
+    old = "The old one has ended"
+    if lasting is not None and lasting.ToNanoseconds():
+        old = f"The old one works for {format_duration(lasting)} more"
+    then = f"{old}. {output.ONCE_MAYBE}"
+    output.show_new(response, people.key(response.key), json=json, secret_only=secret_only, then=then)
+
+
+@app.command()
+@remote
+def reveal(server: Server, *, key_id: KeyId, secret_only: SecretOnly = False, json: Json = False) -> None:
+    """Print a key's secret again, where its policy allows it. The audit trail tells that it was done, and by whom."""
+    from formgate.v1.keys_pb2 import RevealKeyRequest
+    from formgate_server.cli import output
+
+    response = server.call(server.keys.RevealKey, RevealKeyRequest(key_id=key_id))
+    output.stderr().print("this is in the audit trail: who revealed which key, and when", style="yellow")
+    about = f"key {safe(key_id)}"
+    output.show_new(response, about, json=json, secret_only=secret_only, then="Whoever has it can use the key.")
+
+
+@app.command()
+@remote
+def delete(
+    server: Server,
+    *,
+    key_id: KeyId,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask on a terminal.")] = False,
+    json: Json = False,
+) -> None:
+    """Delete a key for ever: checks say KEY_NOT_FOUND, and no listing has it. Usage recorded late still counts."""
+    from formgate.v1.keys_pb2 import DeleteKeyRequest
+    from formgate_server.cli import output, people
+
+    if not yes and sys.stdin.isatty() and not typer.confirm(f"Delete {safe(key_id)} for ever?", err=True):
+        raise CommandError(f"{key_id} is not deleted", ExitCode.REFUSED)
+    response = server.call(server.keys.DeleteKey, DeleteKeyRequest(key_id=key_id))
+    output.show(response, json, lambda answer: people.done(answer, {"deleted": safe(key_id)}))

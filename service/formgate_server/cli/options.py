@@ -38,6 +38,10 @@ ExpireTimeText = Annotated[
 ]
 TtlText = Annotated[str, typer.Option("--ttl", metavar="DURATION", help="In how long it expires, such as 90d or 12h.")]
 
+_MOMENTS = "A time, a date, or an age such as 7d"
+FromText = Annotated[str, typer.Option("--from", metavar="TIME", help=f"From here on. {_MOMENTS}.")]
+ToText = Annotated[str, typer.Option("--to", metavar="TIME", help=f"Up to here, not included. {_MOMENTS}.")]
+
 _LIMITS = (
     "A limit of its own: rate=60/1m (rolling), daily=1000/day or monthly=unlimited/month (calendar), "
     "credits=500/lifetime."
@@ -149,6 +153,13 @@ def time(option: str, text: str) -> Timestamp | None:
     from formgate_server.cli.syntax import parse_time
 
     return read(option, parse_time, text) if text else None
+
+
+def moment(option: str, text: str, zone: str = "UTC") -> Timestamp:
+    """Read a time, a date of ``zone`` or an age."""
+    from formgate_server.cli.syntax import parse_moment
+
+    return read(option, lambda given: parse_moment(given, zone), text)
 
 
 def expiry(expire_time: str, ttl: str) -> Timestamp | None:

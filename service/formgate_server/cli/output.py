@@ -117,8 +117,12 @@ class WithSecret(Protocol):
     secret: str
 
 
-def show_new(answer: WithSecret, about: RenderableType, *, json: bool, secret_only: bool) -> None:
-    """Print a new thing and its secret, which is alone on its line."""
+ONCE = "Hand it to its owner now: it is not shown again."
+ONCE_MAYBE = "Hand it to its owner now: it is shown again only where the policy lets `formgate key reveal` do so."
+
+
+def show_new(answer: WithSecret, about: RenderableType, *, json: bool, secret_only: bool, then: str = ONCE) -> None:
+    """Print a thing and its secret, which is alone on its line, and what there is to do with it."""
     if json:
         print(as_json(cast(Message, answer)))  # noqa: T201
         return
@@ -126,4 +130,4 @@ def show_new(answer: WithSecret, about: RenderableType, *, json: bool, secret_on
         print(safe(answer.secret))  # noqa: T201
         return
     secret = Text(safe(answer.secret), style="bold green", no_wrap=True, overflow="ignore")
-    show_people(about, "", secret, "", Text("Hand it to its owner now: it is not shown again.", style="dim"))
+    show_people(about, "", secret, "", Text(then, style="dim"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 from google.protobuf.descriptor import EnumDescriptor
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -20,7 +21,10 @@ from formgate_server.cli.text import safe
 _WIDE = 110
 
 _USUAL_WIDTH = 80
-_TEXTS = frozenset({"NAME", "BOUND TO", "DESCRIPTION", "DETAIL", "LIMITS", "MESSAGE", "PREFIXES", "PLANS", "WHY"})
+_TEXTS = frozenset({
+    "NAME", "BOUND TO", "DESCRIPTION", "DETAIL", "GROUP", "LIMITS", "MESSAGE", "PERMISSIONS", "PREFIXES", "PLANS",
+    "ROWS", "WHY",
+})  # fmt: skip
 
 _STYLES = {
     "active": "green",
@@ -52,6 +56,19 @@ def card(fields: Mapping[str, str | Text | Sequence[str]]) -> Table:
     return made
 
 
+class Effective(Protocol):
+    """The answer to a change."""
+
+    @property
+    def effective_time(self) -> Timestamp:
+        """From when on it holds."""
+
+
+def done(answer: Effective, fields: Mapping[str, str | Text | Sequence[str]]) -> Table:
+    """Return what a change has made, and from when on that holds."""
+    return card({**fields, "in effect from": time(answer.effective_time)})
+
+
 def word(enum: EnumDescriptor, value: int, prefix: str) -> str:
     """Return an enum's value in small letters, without its prefix; empty: not said; a newer server's: its number."""
     known = enum.values_by_number.get(value)
@@ -72,6 +89,11 @@ def holder(value: pb.Holder.ValueType) -> str:
 def role(value: pb.ServiceRole.ValueType) -> str:
     """Return ``checker``, ``manager`` or ``auditor``."""
     return word(pb.ServiceRole.DESCRIPTOR, value, "SERVICE_ROLE_")
+
+
+def member_role(value: pb.Role.ValueType) -> str:
+    """Return ``member``, ``admin`` or ``global_admin``."""
+    return word(pb.Role.DESCRIPTOR, value, "ROLE_")
 
 
 def level(value: pb.Level.ValueType) -> str:
@@ -226,6 +248,40 @@ def changed_account(answer: accounts_pb2.UpdateAccountResponse) -> Table:
 
 def _account_state(shown: pb.Account) -> Text:
     return standing(word(pb.AccountState.DESCRIPTOR, shown.state, "ACCOUNT_STATE_"), Timestamp())
+
+
+# ------------------------------------------------------------------------------------------------------------- members
+
+
+def members(found: Sequence[pb.Member], width: int) -> Table:
+    """Return a listing of members for a terminal of ``width`` columns."""
+    made = table("MEMBER ID", "ROLE", "LEVEL", "PERMISSIONS", "SET")
+    for shown in found:
+        made.add_row(
+            safe(shown.member_id),
+            member_role(shown.role),
+            level(shown.level),
+            safe(" ".join(shown.permissions)),
+            _short(shown.update_time, width),
+        )
+    return made
+
+
+def changed_member(answer: accounts_pb2.SetMemberResponse) -> Table:
+    """Return a member after a change, and from when on that holds."""
+    shown = answer.member
+    return done(
+        answer,
+        {
+            "member": safe(shown.member_id),
+            "account": safe(shown.account_id),
+            "role": member_role(shown.role),
+            "level": level(shown.level) or "none",
+            "permissions": [safe(permission) for permission in shown.permissions] or "none",
+            "added": time(shown.create_time),
+            "set": time(shown.update_time),
+        },
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- tokens

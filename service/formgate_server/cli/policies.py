@@ -27,9 +27,10 @@ PolicyDir = Annotated[
 def list_policies(*, policy_dir: PolicyDir = None, quiet: Quiet = False, json: Json = False) -> None:
     """List the bundled policies and your own."""
     from formgate_server.cli import output, promises
+    from formgate_server.rpc import convert
 
     policies = _load(policy_dir)
-    messages = [promises.message(policy) for policy in policies.by_name.values()]
+    messages = [convert.policy(policy) for policy in policies.by_name.values()]
     output.show_listing([messages], json=json, quiet=quiet, identify=lambda each: each.name, people=promises.listing)
 
 
@@ -42,6 +43,7 @@ def show(
 ) -> None:
     """Show what a policy promises."""
     from formgate_server.cli import output, promises
+    from formgate_server.rpc import convert
 
     policies = _load(policy_dir)
     policy = policies.by_name.get(name)
@@ -50,7 +52,7 @@ def show(
         raise CommandError(
             f"there is no policy {name}", ExitCode.USAGE, hint=f"there are {known}; --policy-dir adds yours"
         )
-    output.show(promises.message(policy), json, lambda _: promises.render(policy))
+    output.show(convert.policy(policy), json, lambda _: promises.render(policy))
 
 
 @app.command()

@@ -28,6 +28,7 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 LARGEST_PAGE = 1_000
+_LARGEST_ANSWER = 2**28
 _LARGEST_PORT = 65_535
 
 _PANEL = "Connection"
@@ -102,8 +103,10 @@ class Server:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import grpc
 
-        # A proxy of the environment is for the world outside.
-        options = [("grpc.enable_http_proxy", 0)] if is_loopback(self.address) else []
+        # A year's usage by tag is one answer, and a large one.
+        options = [("grpc.max_receive_message_length", _LARGEST_ANSWER)]
+        if is_loopback(self.address):
+            options.append(("grpc.enable_http_proxy", 0))  # a proxy of the environment is for the world outside
         return grpc.insecure_channel(self.address, options)
 
     @cached_property

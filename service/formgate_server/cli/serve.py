@@ -51,6 +51,14 @@ def serve(
         Path | None,
         typer.Option("--pepper-file", metavar="FILE", help="Peppers: 64 hex digits a line, the newest first."),
     ] = None,
+    sealing_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--sealing-key-file",
+            metavar="FILE",
+            help="Sealing keys of secrets that can be shown again: 64 hex digits a line, the newest first.",
+        ),
+    ] = None,
     bootstrap_token_file: Annotated[
         Path | None,
         typer.Option("--bootstrap-token-file", metavar="FILE", help="A first manager's token: one line."),
@@ -83,25 +91,25 @@ def serve(
 
     Each option is also a variable of the environment: --policy-dir is FORMGATE_POLICY_DIR.
     """
-    settings = _settings(**locals())
+    given = settings(**locals())
     from formgate_server.server import serve as run
 
-    raise typer.Exit(run(settings))
+    raise typer.Exit(run(given))
 
 
 def migrate(*, data: Data = None) -> None:
     """Bring the database to this version's form. `serve` does that by itself in the data folder."""
-    settings = _settings(data=data)
+    given = settings(data=data)
     from formgate_server.bootstrap import StartError
     from formgate_server.server import migrate as run
 
     try:
-        run(settings)
+        run(given)
     except StartError as error:
         raise CommandError(str(error), ExitCode.REFUSED) from None
 
 
-def _settings(**options: Any) -> Settings:  # noqa: ANN401 - the settings say what they take
+def settings(**options: Any) -> Settings:  # noqa: ANN401 - the settings say what they take
     """Return the settings: what the options say, else the environment. Raises CommandError naming what is wrong."""
     from pydantic import ValidationError
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from datetime import date
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from formgate.v1 import resources_pb2 as pb
+from formgate_server.core import calendar
 
 _UNITS = {"d": 86_400_000_000, "h": 3_600_000_000, "m": 60_000_000, "s": 1_000_000, "ms": 1_000, "us": 1}
 _DURATION = re.compile(r"(?:[0-9]{1,18}(?:d|h|ms|m|us|s)\s*)+")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _PART = re.compile(r"([0-9]+)(d|h|ms|m|us|s)")
 _LONGEST_DURATION = 315_576_000_000 * 1_000_000  # what a google.protobuf.Duration holds: 10,000 years
 _LARGEST = 2**63 - 1
@@ -63,6 +66,28 @@ def parse_time(text: str) -> Timestamp:
     except ValueError:
         raise ValueError("is not a time such as 2027-01-31T12:00:00Z or 2027-01-31T12:00:00+01:00") from None
     return timestamp
+
+
+def is_age(text: str) -> bool:
+    """Tell whether ``text`` is a duration, which stands for how long ago."""
+    return _DURATION.fullmatch(text) is not None
+
+
+def parse_moment(text: str, zone: str) -> Timestamp:
+    """Read a time, a date (its first instant in ``zone``), or an age by this machine's clock."""
+    moment = Timestamp()
+    try:
+        if is_age(text):
+            moment.GetCurrentTime()
+            moment.FromMicroseconds(moment.ToMicroseconds() - parse_duration(text).ToMicroseconds())
+        elif _DATE.fullmatch(text):
+            moment.FromMicroseconds(calendar.first_instant(zone, date.fromisoformat(text)))
+        else:
+            return parse_time(text)
+        moment.ToJsonString()
+    except (ValueError, OverflowError):
+        raise ValueError("is not a time such as 2027-01-31T12:00:00Z, a date or an age such as 7d") from None
+    return moment
 
 
 def format_time(timestamp: Timestamp) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from formgate_server.cli import options
 from formgate_server.cli.errors import CommandError, ExitCode
-from formgate_server.cli.options import LARGEST, Json
+from formgate_server.cli.options import LARGEST, AccountId, FromText, Json, ToText
 from formgate_server.cli.remote import Server, remote
 
-app = typer.Typer(no_args_is_help=True, help="Record what was consumed.")
+if TYPE_CHECKING:
+    from formgate_server.cli.spent import Span
+
+app = typer.Typer(no_args_is_help=True, help="Record what was consumed, and show the sums of it.")
 
 
 @app.command("record")
@@ -96,6 +99,78 @@ def record_usage(
         tags=options.pairs("--tag", tags),
     )
     raise typer.Exit(recording.send_one(server, record, json=json))
+
+
+@app.command()
+@remote
+def show(
+    server: Server,
+    *,
+    account_id: AccountId,
+    key_id: Annotated[str, typer.Option("--key", metavar="KEY_ID", help="Only this key's.")] = "",
+    start_time: FromText = "",
+    end_time: ToText = "",
+    daily: Annotated[
+        bool, typer.Option("--daily/--hourly", help="By days of the account's time zone, or by hours of UTC.")
+    ] = True,
+    group_by: Annotated[
+        str,
+        typer.Option(
+            "--by", metavar="key|operation|tag:NAME", help="Also by this; a tag must be one that the policy sums by."
+        ),
+    ] = "",
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, for spreadsheets.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what was consumed, a day or an hour a bar. Without --from: the last 30 days, or 24 hours."""
+    from formgate.v1.accounts_pb2 import GRANULARITY_DAY, GRANULARITY_HOUR, GetUsageRequest
+    from formgate_server.cli import output, spent
+
+    if csv and json:
+        raise CommandError("--csv can not go with --json", ExitCode.USAGE)
+    span = _span(server, account_id, start_time, end_time, daily, group_by)
+    request = GetUsageRequest(
+        account_id=account_id,
+        key_id=key_id,
+        granularity=GRANULARITY_DAY if daily else GRANULARITY_HOUR,
+        group_by=group_by,
+    )
+    request.start_time.FromMicroseconds(span.start)
+    request.end_time.FromMicroseconds(span.end)
+    response = server.call(server.accounts.GetUsage, request)
+    if csv:
+        spent.print_csv(response, span)
+    elif json or response.buckets:
+        output.show(response, json, lambda answer: spent.render(answer, span))
+    else:
+        output.stderr().print("there is none", style="dim")
+
+
+def _span(server: Server, account_id: str, start: str, end: str, daily: bool, group_by: str) -> Span:
+    """Return what is asked for. What is said as an age goes back to the beginning of that day or hour."""
+    from formgate_server.cli.spent import Span
+    from formgate_server.cli.syntax import is_age
+
+    zone = _zone(server, account_id) if daily else None
+    text = start or ("29d" if daily else "23h")
+    begins = options.moment("--from", text, zone or "UTC")
+    ends = options.moment("--to", end or "0s", zone or "UTC")
+    span = Span(begins.ToMicroseconds(), ends.ToMicroseconds(), zone, group_by)
+    return span._replace(start=next(span.starts(), span.start)) if is_age(text) else span
+
+
+def _zone(server: Server, account_id: str) -> str:
+    """Return the time zone of an account's days: its own, else its plan's; UTC where this machine does not know it."""
+    from formgate.v1.accounts_pb2 import GetAccountRequest, ListPoliciesRequest
+    from formgate_server.core.calendar import zone_names
+
+    account = server.call(server.accounts.GetAccount, GetAccountRequest(account_id=account_id)).account
+    zone = account.time_zone
+    if not zone:
+        policies = server.call(server.accounts.ListPolicies, ListPoliciesRequest()).policies
+        plans = [plan for policy in policies if policy.name == account.policy for plan in policy.plans]
+        zone = next((plan.time_zone for plan in plans if plan.name == account.plan), "")
+    return zone if zone in zone_names() else "UTC"
 
 
 def _new_id() -> str:

@@ -9,13 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from formgate.v1 import authorization_pb2 as pb
-from formgate.v1.resources_pb2 import LimitStatus
-from formgate_server.cli import people
+from formgate_server.cli import bars, people
 from formgate_server.cli.syntax import format_wait
 from formgate_server.cli.text import safe
-
-_BAR = 20
-_LOW = 0.2
 
 _OUTCOMES = {
     pb.STEP_OUTCOME_PASSED: ("✓", "green"),
@@ -37,7 +33,7 @@ def _parts(response: pb.CheckKeyResponse) -> Iterator[RenderableType]:
         yield _steps(response.explanation)
     if response.limits:
         yield ""
-        yield _limits(response.limits)
+        yield bars.limits(response.limits)
 
 
 def _headline(response: pb.CheckKeyResponse) -> Text:
@@ -71,24 +67,3 @@ def _steps(steps: Iterable[pb.ExplanationStep]) -> Table:
         shown = "dim" if step.outcome == pb.STEP_OUTCOME_SKIPPED else ""
         table.add_row(Text(mark, style), Text(safe(step.step), shown), Text(safe(step.detail), shown))
     return table
-
-
-def _limits(limits: Iterable[LimitStatus]) -> Table:
-    table = people.table("LIMIT", "COUNTED BY", "LEFT", "", "WHOLE AGAIN")
-    for limit in limits:
-        table.add_row(
-            safe(limit.name),
-            people.holder(limit.holder),
-            "unlimited" if limit.unlimited else f"{limit.remaining} of {limit.amount}",
-            "" if limit.unlimited else _bar(limit.remaining, limit.amount),
-            people.time(limit.reset_time) or "never",
-        )
-    return table
-
-
-def _bar(remaining: int, amount: int) -> Text:
-    """Return a bar of what remains: empty only when nothing does, full only when all does."""
-    share = remaining / amount if amount else 0.0
-    filled = min(max(round(share * _BAR), 1 if remaining else 0), _BAR if remaining >= amount else _BAR - 1)
-    style = "green" if share > _LOW else "yellow" if remaining else "red"
-    return Text.assemble(("█" * filled, style), ("░" * (_BAR - filled), "dim"))

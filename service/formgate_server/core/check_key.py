@@ -50,17 +50,17 @@ class CheckKey:
         secret = query.key if query.key is not None else _bearer(query.authorization or "")
         if isinstance(secret, Reason):
             return self._keyless(secret, query, caller, None)
-        prefix = prefix_of(secret)
-        own = None if prefix is None else self._policies.by_prefix.get(prefix)
-        if own is None:
-            return self._keyless(Reason.MALFORMED_KEY, query, caller, None)
+        prefix = secret[: secret.rfind("_") + 1]  # prefixes end in "_", which is no digit of base62
+        own = self._policies.by_prefix.get(prefix)
+        if own is None or prefix_of(secret) != prefix:
+            return self._keyless(Reason.MALFORMED_KEY, query, caller, own)
         digests = self._peppers.digests(secret)
         at_least = 0
         for _ in range(_ATTEMPTS):
             record = await self._keys.find(digests, at_least=at_least)
-            if record is None or not _counts(record, query, caller):
-                return self._keyless(Reason.KEY_NOT_FOUND, query, caller, own)
             now = self._clock.now()
+            if record is None or not _counts(record, query, caller) or now >= (record.secret_end or now + 1):
+                return self._keyless(Reason.KEY_NOT_FOUND, query, caller, own)
             reason = denial(record.standing, _wanted(query, record.policy), now)
             key = record.key
             counters = () if reason else record.counters
@@ -84,7 +84,8 @@ class CheckKey:
             reason = Reason.OK if charged.denied is None else reason_of(charged.denied)
         steps = explain(reason, query, record, charged) if query.explain else ()
         if reason is Reason.OK:
-            self._last_used.note(record.key.key_id, now, query.source_ip)
+            if query.cost or not query.explain:  # a dry run is no use
+                self._last_used.note(record.key.key_id, now, query.source_ip)
             return Verdict(reason, "", 200, record, None, charged.standings, None, charged.degraded, steps)
         template = record.policy.denials[reason]
         after = charged.retry_after
@@ -96,7 +97,8 @@ class CheckKey:
     def _keyless(self, reason: Reason, query: CheckQuery, caller: Caller, own: Policy | None) -> Verdict:
         """Deny without a known key, in the words of the caller's policy, else of the key's, else of the default."""
         name = query.policy or caller.policy
-        policy = self._policies.by_name[name] if name else own or self._policies.by_name[self._policies.default]
+        by_name = self._policies.by_name  # a token may be bound to a policy whose file is gone
+        policy = by_name.get(name) or own or by_name[self._policies.default]
         template = policy.denials[reason]
         http = template.render(reason, None)
         steps = explain(reason, query, None, None) if query.explain else ()

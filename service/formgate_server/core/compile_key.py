@@ -6,11 +6,22 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 from formgate.rules.addresses import AddressRules
-from formgate.rules.grants import Grants
+from formgate.rules.grants import EVERYTHING, Grant, Grants
 from formgate.rules.reason import Reason
 from formgate.rules.standing import Standing
 from formgate_server.core.limits import Counter
-from formgate_server.core.model import Account, AccountState, Calendar, Holder, Key, KeyState, Limit, Period, Rolling
+from formgate_server.core.model import (
+    Account,
+    AccountState,
+    Calendar,
+    Holder,
+    Key,
+    KeyState,
+    Limit,
+    Member,
+    Period,
+    Rolling,
+)
 from formgate_server.core.policy import Plan, Policy
 from formgate_server.core.verdict import KeyRecord
 
@@ -19,8 +30,10 @@ _NONE: frozenset[str] = frozenset()
 _PERIODS = {Period.DAY: "day", Period.MONTH: "month"}
 
 
-def compile_key(key: Key, account: Account, policy: Policy) -> KeyRecord:
-    """Compile ``key`` of ``account``, whose policy is ``policy``."""
+def compile_key(
+    key: Key, account: Account, policy: Policy, creator: Member | None = None, secret_end: int | None = None
+) -> KeyRecord:
+    """Compile ``key`` of ``account``, whose policy is ``policy``; ``creator`` None: it has none, or not any more."""
     state = _STATES[key.state]
     if state is Reason.OK and account.state is AccountState.SUSPENDED:
         state = Reason.ACCOUNT_SUSPENDED
@@ -30,9 +43,22 @@ def compile_key(key: Key, account: Account, policy: Policy) -> KeyRecord:
         environment=key.environment,
         addresses=AddressRules(key.ip_rules) if key.ip_rules else None,
         api_groups=frozenset(key.api_groups) if key.api_groups else _NONE,
-        grants=Grants(key.grants, policy.catalogue),
+        grants=Grants(key.grants or _ungranted(policy, creator), policy.catalogue),
+        ceiling=Grants(_rights(creator), policy.catalogue) if policy.keys.capped else None,
     )
-    return KeyRecord(key, policy, standing, counters(account, policy.plans[account.plan], key), account.epoch)
+    counted = counters(account, policy.plans[account.plan], key)
+    return KeyRecord(key, policy, standing, counted, account.epoch, secret_end)
+
+
+def _ungranted(policy: Policy, creator: Member | None) -> tuple[Grant, ...]:
+    return _rights(creator) if policy.keys.ungranted is None else policy.keys.ungranted
+
+
+def _rights(member: Member | None) -> tuple[Grant, ...]:
+    """Return what a member may do, as a grant, if anything; it counts on everything but the organization."""
+    if member is None or not (member.permissions or member.level):
+        return ()  # a grant of nothing would still cover what is asked for without a permission
+    return (Grant(EVERYTHING, member.permissions, member.level),)
 
 
 def counters(account: Account, plan: Plan, key: Key | None) -> tuple[Counter, ...]:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from formgate.rules.grants import Grant
-from formgate_server.core import audit, fields, lookup, secrets
+from formgate_server.core import audit, fields, fit_key, lookup, secrets
 from formgate_server.core.changes import Changed, Changes
 from formgate_server.core.errors import AlreadyExistsError, FailedPreconditionError
+from formgate_server.core.keeper import Keeper
 from formgate_server.core.model import Account, Caller, Environment, Key, KeyState, Limit
 from formgate_server.core.policy import Policies
 from formgate_server.core.ports import Transaction
@@ -35,10 +36,10 @@ class NewKey:
 class CreateKey:
     """Makes a key. No verdict changes by that: the epoch stays."""
 
-    def __init__(self, changes: Changes, policies: Policies, peppers: secrets.Peppers) -> None:
+    def __init__(self, changes: Changes, policies: Policies, keeper: Keeper) -> None:
         self._changes = changes
         self._policies = policies
-        self._peppers = peppers
+        self._keeper = keeper
 
     async def __call__(self, caller: Caller, new: NewKey) -> tuple[Key, str]:
         """Return the key and its secret. Raises AlreadyExistsError naming the key that this request_id made before."""
@@ -53,7 +54,8 @@ class CreateKey:
                     message = f"this request_id made key {made}; its secret was told then and can not be told again"
                     raise AlreadyExistsError(message, reason="REQUEST_REPEATED", metadata={"key_id": made})
             key, secret = self._make(new, account, now)
-            await transaction.insert_key(key, *self._peppers.digest(secret), new.request_id)
+            await fit_key.admit(transaction, account, self._policies.by_name[account.policy], key.created_by)
+            await transaction.insert_key(key, self._keeper.stored(key, secret, account), new.request_id)
             await transaction.audit(audit.event(caller, "CreateKey", now, after=key))
             return Changed((key, secret), account.account_id, None)
 
@@ -79,8 +81,8 @@ class CreateKey:
             expire_time=fields.expiry(new.expire_time, new.ttl, now),
             grants=fields.grants(new.grants, policy),
             api_groups=fields.api_groups(new.api_groups, policy),
-            ip_rules=fields.ip_rules(new.ip_rules),
-            limits=fields.limits(new.limits),
+            ip_rules=fields.ip_rules(new.ip_rules, policy),
+            limits=fit_key.limits(new.limits, policy.plans[account.plan], "limits"),
             metadata=fields.metadata(new.metadata),
         )
         return key, secret

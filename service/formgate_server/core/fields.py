@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 from formgate.rules.addresses import parse_address, parse_rule
-from formgate.rules.grants import EVERYTHING, Grant
+from formgate.rules.grants import EVERYTHING, Grant, Level
 from formgate_server.core import calendar
 from formgate_server.core.errors import InvalidArgumentError
 from formgate_server.core.model import Limit, Rolling
@@ -21,22 +21,21 @@ T = TypeVar("T")
 
 LARGEST = 2**63 - 1
 MOST_GRANTS = 1_000
-MOST_IP_RULES = 1_000
 MOST_LIMITS = 16
 MOST_PERMISSIONS = 100
 MOST_RESOURCES = 100
 MOST_TAGS = 16
 MOST_METADATA_BYTES = 1_024
+LONGEST_WINDOW = 366 * 86_400 * 1_000_000
 LAST_INSTANT = 253_402_300_799_999_999  # 9999-12-31T23:59:59.999999Z, the last that a Timestamp can say
 
 _SHORTEST_WINDOW = 1_000
-_LONGEST_WINDOW = 366 * 86_400 * 1_000_000
 _LONGEST_RESOURCE = 1_024
 _LONGEST_PERMISSION = 256
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _DOTS = frozenset({".", ".."})
 _SEGMENT = r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9_.-]{1,64}"
-_PATH = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*", re.ASCII)
+_PATH = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT}){{0,31}}", re.ASCII)
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _FORGING = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, lone surrogates, line and paragraph separators
 
@@ -95,7 +94,9 @@ def resource(value: str, field: str) -> str:
     if len(value) > _LONGEST_RESOURCE:
         raise InvalidArgumentError(field, f"is longer than {_LONGEST_RESOURCE} characters")
     if _PATH.fullmatch(value) is None:
-        raise InvalidArgumentError(field, "must be * or ids ([A-Za-z0-9_.-]{1,64}, not . or ..) separated by /")
+        raise InvalidArgumentError(
+            field, "must be * or at most 32 ids ([A-Za-z0-9_.-]{1,64}, not . or ..) separated by /"
+        )
     return value
 
 
@@ -177,12 +178,18 @@ def grants(values: Sequence[Grant], policy: Policy, field: str = "grants") -> tu
         here = f"{field}[{index}]"
         resource(grant.resource, f"{here}.resource")
         permissions(grant.permissions, policy, f"{here}.permissions")
-        if grant.level and grant.level not in policy.levels:
-            offered = ", ".join(f"LEVEL_{level.name}" for level in policy.levels)
-            raise InvalidArgumentError(f"{here}.level", f"is not offered by policy {policy.name}; it has {offered}")
+        level(grant.level, policy, f"{here}.level")
         if not grant.level and not grant.permissions:
             raise InvalidArgumentError(here, "grants nothing; give permissions or a level")
     return tuple(values)
+
+
+def level(value: Level, policy: Policy, field: str) -> Level:
+    """Check a level; UNSPECIFIED: none."""
+    if value and value not in policy.levels:
+        offered = ", ".join(f"LEVEL_{each.name}" for each in policy.levels) or "none"
+        raise InvalidArgumentError(field, f"is not offered by policy {policy.name}; it has {offered}")
+    return value
 
 
 def permissions(values: Sequence[str], policy: Policy, field: str) -> tuple[str, ...]:
@@ -213,14 +220,22 @@ def api_groups(values: Sequence[str], policy: Policy, field: str = "api_groups")
     return tuple(values)
 
 
-def ip_rules(values: Sequence[str], field: str = "ip_rules") -> tuple[str, ...]:
-    """Check address rules."""
-    at_most(values, MOST_IP_RULES, field)
+def ip_rules(values: Sequence[str], policy: Policy, field: str = "ip_rules") -> tuple[str, ...]:
+    """Check address rules against the kinds that the policy has."""
+    kinds = policy.keys.addresses
+    at_most(values, kinds.most, field)
     for index, value in enumerate(values):
+        here = f"{field}[{index}]"
         try:
             parse_rule(value)
         except ValueError as error:
-            raise InvalidArgumentError(f"{field}[{index}]", str(error)) from None
+            raise InvalidArgumentError(here, str(error)) from None
+        if not kinds.wildcards and "*" in value:
+            raise InvalidArgumentError(here, f"is a wildcard, which policy {policy.name} has not")
+        if not kinds.blocks and "/" in value:
+            raise InvalidArgumentError(here, f"is a block, which policy {policy.name} has not")
+        if not kinds.ipv6 and ":" in value:
+            raise InvalidArgumentError(here, f"is an IPv6 address, which policy {policy.name} has not")
     return tuple(values)
 
 
@@ -236,7 +251,7 @@ def limits(values: Sequence[Limit], field: str = "limits") -> tuple[Limit, ...]:
         seen.add((limit.holder, limit.name))
         if limit.amount is not None:
             number(limit.amount, f"{here}.amount")
-        if isinstance(limit.per, Rolling) and not _SHORTEST_WINDOW <= limit.per.window <= _LONGEST_WINDOW:
+        if isinstance(limit.per, Rolling) and not _SHORTEST_WINDOW <= limit.per.window <= LONGEST_WINDOW:
             raise InvalidArgumentError(f"{here}.window", "must be 1 millisecond to 366 days")
     return tuple(values)
 

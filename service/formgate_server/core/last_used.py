@@ -23,5 +23,7 @@ class LastUsed:
             return
         try:
             await registry.note_used(noted)
-        except UnavailableError:
+        except BaseException as error:
             self._noted = noted | self._noted
+            if not isinstance(error, UnavailableError):
+                raise

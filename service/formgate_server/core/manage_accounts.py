@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from formgate_server.core import audit, fields, lookup
+from formgate_server.core import audit, fields, fit_key, lookup
 from formgate_server.core.changes import Changed, Changes, Effective
-from formgate_server.core.errors import InvalidArgumentError, PermissionDeniedError
+from formgate_server.core.errors import AlreadyExistsError, InvalidArgumentError, PermissionDeniedError
 from formgate_server.core.model import Account, AccountState, Caller, Limit
 from formgate_server.core.paging import Page, page
 from formgate_server.core.policy import Policies, Policy
@@ -48,21 +48,27 @@ class ManageAccounts:
             message = f"this token is bound to policy {caller.policy}"
             raise PermissionDeniedError(message, reason="TOKEN_BOUND")
         now = self._changes.clock.now()
+        plan = lookup.plan(policy, new.plan)
         account = Account(
             account_id=fields.identifier(new.account_id, "account_id") or new_id("acc"),
             display_name=fields.display_name(new.display_name),
             policy=policy.name,
-            plan=lookup.plan(policy, new.plan),
+            plan=plan,
             state=AccountState.ACTIVE,
             time_zone=fields.time_zone(new.time_zone),
-            limits=fields.limits(new.limits),
+            limits=fit_key.limits(new.limits, policy.plans[plan], "limits"),
             epoch=1,
             version=1,
             create_time=now,
         )
 
         async def insert(transaction: Transaction) -> Changed[Account]:
-            await transaction.insert_account(account)
+            try:
+                await transaction.insert_account(account)
+            except AlreadyExistsError:
+                message = f"account {account.account_id} exists already"
+                metadata = {"account_id": account.account_id}
+                raise AlreadyExistsError(message, reason="ACCOUNT_EXISTS", metadata=metadata) from None
             await transaction.audit(audit.event(caller, "CreateAccount", now, after=account))
             return Changed(account, account.account_id, None)
 
@@ -93,6 +99,7 @@ class ManageAccounts:
             edited = {path: _checked(path, values[path], policy) for path in paths}
             epoch = await transaction.raise_epoch(account_id)
             after = replace(before, **edited, epoch=epoch, version=before.version + 1)
+            fit_key.limits(after.limits, policy.plans[after.plan], "account.limits")
             await transaction.update_account(after)
             now = self._changes.clock.now()
             await transaction.audit(audit.event(caller, "UpdateAccount", now, before=before, after=after))

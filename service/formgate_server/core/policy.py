@@ -116,6 +116,8 @@ class Policy:
     denials: Mapping[Reason, DenialTemplate]
     """One for every reason but OK."""
     keys: KeyRules = field(default_factory=KeyRules)
+    usage_tags: tuple[str, ...] = ()
+    """The tags of usage records, at most 3, that usage is summed up by."""
 
     @property
     def first_plan(self) -> Plan:

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
 from formgate_server.core.limits import Counter, Standing, State
-from formgate_server.core.model import Account, AuditEvent, Key, Limit, ServiceToken, UsageOutcome, UsageRecord
+from formgate_server.core.model import Account, AuditEvent, Key, Limit, Member, ServiceToken, UsageOutcome, UsageRecord
 from formgate_server.core.verdict import KeyRecord
 
 
@@ -20,6 +20,21 @@ class Clock(Protocol):
     def now(self) -> int:
         """Return the microseconds since the Unix epoch. It may jump, either way."""
         ...
+
+
+class Sealed(NamedTuple):
+    """A recoverable secret, encrypted under the sealing key with that id."""
+
+    box: bytes
+    sealing_key_id: str
+
+
+class StoredSecret(NamedTuple):
+    """What is kept of a secret. ``sealed`` None: it can not be shown again."""
+
+    digest: bytes
+    pepper_id: str
+    sealed: Sealed | None = None
 
 
 class KeyStore(Protocol):
@@ -90,6 +105,10 @@ class Limiter(Protocol):
         """Set the missing epoch, read from the database after ``charge`` told ``incarnation``; else do nothing."""
         ...
 
+    async def look(self, counters: Sequence[Counter]) -> tuple[Standing, ...]:
+        """Tell where counters stand; charge nothing."""
+        ...
+
     async def adjust(self, counters: Sequence[Counter], units: int) -> None:
         """Charge ``units`` to the counters beyond their amounts if need be."""
         ...
@@ -140,8 +159,28 @@ class Transaction(Protocol):
         """Return the key."""
         ...
 
-    async def insert_key(self, key: Key, digest: bytes, pepper_id: str, request_id: str) -> None:
-        """Add a key with its secret's digest. Its ``request_id``, where given, is new: see ``key_of_request``."""
+    async def insert_key(self, key: Key, secret: StoredSecret, request_id: str) -> None:
+        """Add a key with its secret. Its ``request_id``, where given, is new: see ``key_of_request``."""
+        ...
+
+    async def count_keys(self, account_id: str) -> int:
+        """Return how many keys the account has, revoked and deleted ones not counted."""
+        ...
+
+    async def keys_created_by(self, account_id: str, member_id: str) -> list[Key]:
+        """Return the keys that a member created, by id, deleted ones not."""
+        ...
+
+    async def replace_secret(self, key_id: str, secret: StoredSecret, until: int) -> None:
+        """Add a secret to a key; those that it had without an end of their own end at ``until``."""
+        ...
+
+    async def sealed_secret(self, key_id: str) -> Sealed | None:
+        """Return the key's newest secret, if it can be shown again."""
+        ...
+
+    async def delete_key(self, key_id: str, now: int) -> None:
+        """Leave a tombstone: nothing but ``UsageLedger.owners`` finds the key any more."""
         ...
 
     async def key_of_request(self, account_id: str, request_id: str) -> str | None:
@@ -150,6 +189,18 @@ class Transaction(Protocol):
 
     async def update_key(self, key: Key) -> None:
         """Write the key but for ``last_used_*``."""
+        ...
+
+    async def member(self, account_id: str, member_id: str) -> Member | None:
+        """Return the member."""
+        ...
+
+    async def put_member(self, member: Member) -> None:
+        """Add the member, or replace the one of that id."""
+        ...
+
+    async def delete_member(self, account_id: str, member_id: str) -> None:
+        """Remove the member."""
         ...
 
     async def raise_epoch(self, account_id: str) -> int:
@@ -184,6 +235,24 @@ class KeyFilter(NamedTuple):
     state: int = 0
     environment: int = 0
     created_by: str = ""
+
+
+class AuditFilter(NamedTuple):
+    """Which of an account's audit rows to list. ``target`` empty: any; [start, end) in microseconds."""
+
+    account_id: str
+    target: str = ""
+    start: int = 0
+    end: int = 2**63 - 1
+
+
+class AuditRow(NamedTuple):
+    """A row of the audit trail as it is kept: ``mac`` chains it to the one before, under the key ``mac_key_id``."""
+
+    sequence: int
+    event: AuditEvent
+    mac: bytes
+    mac_key_id: str
 
 
 class Scope(NamedTuple):
@@ -235,18 +304,45 @@ class Registry(Protocol):
         """Return the service tokens bound within ``scope``, by (create_time, id)."""
         ...
 
+    async def members(self, account_id: str, after: Cursor | None, most: int) -> list[Member]:
+        """Return an account's members by (create_time, id)."""
+        ...
+
+    async def audit_rows(self, wanted: AuditFilter, before: int | None, most: int) -> list[AuditRow]:
+        """Return audit rows, newest first: those with a sequence below ``before``."""
+        ...
+
     async def note_used(self, last_used: Mapping[str, tuple[int, str]]) -> None:
         """Write when and whence keys (by id) were last used; an earlier time never replaces a later one."""
         ...
 
 
 class UsageEntry(NamedTuple):
-    """A record to be kept: whose it is, when it counts, and the digest of its content as sent."""
+    """A record to be kept: whose it is, when it counts, the digest of its content as sent, and its tags to sum by."""
 
     account_id: str
     occur_time: int
     content: bytes
     record: UsageRecord
+    summed_tags: tuple[tuple[str, str], ...] = ()
+
+
+class UsageFilter(NamedTuple):
+    """Which usage to sum up: of the hours that begin in [start, end). ``key_id`` empty: all keys."""
+
+    account_id: str
+    key_id: str
+    start: int
+    end: int
+
+
+class UsageSum(NamedTuple):
+    """The usage of an hour, and of the group (a key, an operation or a tag's value) that was asked for."""
+
+    hour: int
+    group: str
+    units: int
+    records: int
 
 
 class KeyOwner(NamedTuple):
@@ -267,6 +363,14 @@ class UsageLedger(Protocol):
         """Keep records and add them to the sums of the hour in which they happened, in one transaction.
 
         Returns for each, in order: ACCEPTED; DUPLICATE where its (account_id, record_id) is there with the same
-        content, CONFLICT with another, a record earlier in ``entries`` included. Durable when this returns.
+        content, CONFLICT with another, a record earlier in ``entries`` included. Durable when this returns. A tag has
+        sums for its first 1,000 values of an account's hour, and for ``__other__``.
+        """
+        ...
+
+    async def sums(self, wanted: UsageFilter, group_by: str) -> list[UsageSum]:
+        """Return the sums by hour, then group. ``group_by``: ``key``, ``operation``, ``tag:NAME``; empty: one group.
+
+        Sums by tag are of all keys.
         """
         ...

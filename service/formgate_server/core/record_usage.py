@@ -61,7 +61,7 @@ class RecordUsage:
         entries = []
         for record in records:
             try:
-                entry = _entry(record, owners, caller, now)
+                entry = _entry(record, owners, caller, self._policies, now)
             except InvalidArgumentError as error:
                 results.append(_rejected(record, error))
             else:
@@ -83,7 +83,8 @@ class RecordUsage:
         charged = {key_id: await self._counters(key_id) for key_id in charging}
         outcomes = await self._ledger.record(entries)
         units: Counter[str] = Counter()
-        for (_, _, _, record), outcome in zip(entries, outcomes, strict=True):
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            record = entry.record
             if outcome is UsageOutcome.ACCEPTED:
                 units[record.key_id] += record.charge_units or 0
                 if record.refund_request_id:
@@ -102,7 +103,11 @@ class RecordUsage:
 
 
 def _entry(
-    record: UsageRecord | InvalidArgumentError, owners: Mapping[str, KeyOwner], caller: Caller, now: int
+    record: UsageRecord | InvalidArgumentError,
+    owners: Mapping[str, KeyOwner],
+    caller: Caller,
+    policies: Policies,
+    now: int,
 ) -> UsageEntry:
     """Check a record. Raises InvalidArgumentError naming the field."""
     if isinstance(record, InvalidArgumentError):
@@ -129,7 +134,8 @@ def _entry(
         raise InvalidArgumentError("occur_time", "is more than 35 days ago")
     if occur_time > now + AHEAD:
         raise InvalidArgumentError("occur_time", "is more than 5 minutes ahead")
-    return UsageEntry(owner.account_id, occur_time, _content(record), record)
+    tags = tuple((name, record.tags[name]) for name in policies.by_name[owner.policy].usage_tags if name in record.tags)
+    return UsageEntry(owner.account_id, occur_time, _content(record), record, tags)
 
 
 def _content(record: UsageRecord) -> bytes:

@@ -16,6 +16,7 @@ import re
 import secrets
 import zlib
 from collections.abc import Sequence
+from hmac import compare_digest
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _RANDOM_BITS = 256
@@ -73,6 +74,7 @@ def hint(secret: str) -> str:
     return f"{secret[:-_BODY_LENGTH]}...{secret[-4:]}"
 
 
+_AUDIT = b"formgate audit trail\0"  # no 32 bytes long: no secret's digest can be mistaken for a row, nor the reverse
 _BLOCK = hashlib.sha256().block_size
 _INNER = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER = bytes(byte ^ 0x5C for byte in range(256))
@@ -122,6 +124,18 @@ class Peppers:
         """Return the digest to store of ``secret``, and the id of its pepper."""
         newest = self._peppers[0]
         return newest.hmac(hashlib.sha256(secret.encode()).digest()), newest.id
+
+    def mac(self, message: bytes) -> tuple[bytes, str]:
+        """See ``AuditKeys``."""
+        newest = self._peppers[0]
+        return newest.hmac(_AUDIT + message), newest.id
+
+    def verifies(self, message: bytes, mac: bytes, key_id: str) -> bool | None:
+        """See ``AuditKeys``."""
+        for pepper in self._peppers:
+            if pepper.id == key_id:
+                return compare_digest(pepper.hmac(_AUDIT + message), mac)
+        return None
 
     def digests(self, secret: str) -> list[bytes]:
         """Return the digests under which ``secret`` may be stored, the likeliest first."""

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from formgate_server.core import audit, fields, lookup
+from formgate_server.core import audit, fields, fit_key, lookup
 from formgate_server.core.changes import Changed, Changes, Effective
 from formgate_server.core.errors import FailedPreconditionError
 from formgate_server.core.model import Caller, Key, KeyState
-from formgate_server.core.policy import Policies, Policy
+from formgate_server.core.policy import Plan, Policies, Policy
 from formgate_server.core.ports import Transaction
 
 UPDATABLE = ("display_name", "grants", "api_groups", "ip_rules", "limits", "expire_time", "metadata")
@@ -36,7 +36,8 @@ class UpdateKey:
                 raise FailedPreconditionError(message, reason="KEY_REVOKED")
             now = self._changes.clock.now()
             policy = self._policies.by_name[account.policy]
-            edited = {path: _checked(path, values[path], policy, now) for path in paths}
+            plan = policy.plans[account.plan]
+            edited = {path: _checked(path, values[path], policy, plan, now) for path in paths}
             after = replace(before, **edited, version=before.version + 1)
             await transaction.update_key(after)
             epoch = await transaction.raise_epoch(account.account_id)
@@ -47,7 +48,7 @@ class UpdateKey:
         return await self._changes.apply(change)
 
 
-def _checked(path: str, value: Any, policy: Policy, now: int) -> Any:  # noqa: ANN401 - one return a field
+def _checked(path: str, value: Any, policy: Policy, plan: Plan, now: int) -> Any:  # noqa: ANN401 - one return a field
     field = f"key.{path}"
     match path:
         case "display_name":
@@ -57,9 +58,9 @@ def _checked(path: str, value: Any, policy: Policy, now: int) -> Any:  # noqa: A
         case "api_groups":
             return fields.api_groups(value, policy, field)
         case "ip_rules":
-            return fields.ip_rules(value, field)
+            return fields.ip_rules(value, policy, field)
         case "limits":
-            return fields.limits(value, field)
+            return fit_key.limits(value, plan, field)
         case "expire_time":
             return fields.expiry(value, None, now, field)
         case _:

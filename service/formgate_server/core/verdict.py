@@ -42,6 +42,8 @@ class KeyRecord:
     standing: Standing
     counters: tuple[Counter, ...]
     epoch: int
+    secret_end: int | None = None
+    """From when on this secret, which a rotation replaced, is nobody's any more."""
 
 
 class CheckQuery(NamedTuple):

@@ -8,13 +8,14 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from formgate.rules.grants import EVERYTHING, Catalogue, Grant, Level
 from formgate.rules.reason import Reason
 from formgate_server.core import calendar
+from formgate_server.core.fields import LONGEST_WINDOW
 from formgate_server.core.model import Calendar, Environment, Holder, Lifetime, Limit, Period, Role, Rolling
 from formgate_server.core.policy import AddressKinds, DenialTemplate, KeyRules, Plan, Policies, Policy
 from formgate_server.policies import wording
@@ -24,6 +25,7 @@ DEFAULT = "default"
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 _PLACEHOLDERS = frozenset({"reason", "title", "message", "retry_after"})
 _IN_HEADERS = frozenset({"reason", "retry_after"})
+_AT_LINE = re.compile(r"\(at line (\d+), ")
 _UNITS = {"ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 _LARGEST = 2**63 - 1
 
@@ -58,6 +60,14 @@ class _Limit(_File):
     lifetime: Literal[True] | None = None
     most: Amount | None = None
 
+    @field_validator("window")
+    @classmethod
+    def _not_too_long(cls, window: str | None) -> str | None:
+        if window is not None and _microseconds(window) > LONGEST_WINDOW:
+            message = "is longer than 366 days"
+            raise ValueError(message)
+        return window
+
     @model_validator(mode="after")
     def _one_period(self) -> Self:
         if sum(per is not None for per in (self.window, self.calendar, self.lifetime)) != 1:
@@ -71,11 +81,15 @@ class _Limit(_File):
     def limit(self) -> Limit:
         per: Rolling | Calendar | Lifetime = Lifetime()
         if self.window is not None:
-            unit = self.window.lstrip("0123456789")
-            per = Rolling(int(self.window.removesuffix(unit)) * _UNITS[unit])
+            per = Rolling(_microseconds(self.window))
         elif self.calendar is not None:
             per = Calendar(Period[self.calendar])
         return Limit(self.name, Holder[self.holder], self.amount, per)
+
+
+def _microseconds(window: str) -> int:
+    unit = window.lstrip("0123456789")
+    return int(window.removesuffix(unit)) * _UNITS[unit]
 
 
 class _Plan(_File):
@@ -181,6 +195,7 @@ class _Policy(_File):
     levels: dict[LevelName, Text] = Field(default_factory=dict)
     methods: dict[Method, LevelName] = Field(default_factory=dict)
     api_groups: list[Identifier] | None = None
+    usage_tags: list[Identifier] = Field(default_factory=list, max_length=3)
     keys: _Keys = _Keys()
     plans: Annotated[dict[Name, _Plan], Field(min_length=1)]
     denial: _Denial = _Denial()
@@ -210,6 +225,7 @@ class _Policy(_File):
             api_groups=None if self.api_groups is None else frozenset(self.api_groups),
             denials={reason: self._denial(reason) for reason in Reason if reason is not Reason.OK},
             keys=self.keys.rules(),
+            usage_tags=tuple(self.usage_tags),
         )
 
     def _denial(self, reason: Reason) -> DenialTemplate:
@@ -226,28 +242,50 @@ class _Policy(_File):
         )
 
 
+class _Source(NamedTuple):
+    """A policy file's name and text."""
+
+    name: str
+    text: str
+
+    def error(self, line: int, message: str) -> PolicyError:
+        return PolicyError(f"{self.name}:{line}: {message}")
+
+    def error_at(self, field: Sequence[int | str], message: str) -> PolicyError:
+        path = ".".join(str(part) for part in field if part != "[key]") or "the file"
+        return self.error(_line_of(self.text, field), f"{path}: {message}")
+
+
 def read(path: Path) -> Policy:
     """Read a policy file. Raises PolicyError saying the file, and the line and field, where it is not valid."""
+    return _parse(_source(path))
+
+
+def _source(path: Path) -> _Source:
     try:
-        text = path.read_text(encoding="utf-8")
+        return _Source(str(path), path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         message = f"{path}: can not be read: {error}"
         raise PolicyError(message) from error
-    return _parse(text, str(path))
 
 
-def _parse(text: str, source: str) -> Policy:
+def _parse(source: _Source) -> Policy:
     try:
-        return _Policy.model_validate_json(json.dumps(tomllib.loads(text), default=str)).policy()
+        return _Policy.model_validate_json(json.dumps(tomllib.loads(source.text), default=_no_date)).policy()
     except tomllib.TOMLDecodeError as error:
-        message = f"{source}: {error}"
-        raise PolicyError(message) from error
+        at = _AT_LINE.search(str(error))
+        line = int(at[1]) if at else source.text.count("\n") + 1  # it says "at end of document" then
+        raise source.error(line, f"the file: is not TOML: {error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        line = _line_of(text, first["loc"])
-        field = ".".join(str(part) for part in first["loc"] if part != "[key]")
-        message = f"{source}:{line}: {field or 'the file'}: {first['msg'].removeprefix('Value error, ')}"
-        raise PolicyError(message) from error
+        raise source.error_at(first["loc"], first["msg"].removeprefix("Value error, ")) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, arrays thousands deep
+        raise source.error(1, "the file: holds a number too long, or is nested too deep, to be read") from error
+
+
+def _no_date(when: object) -> dict[str, str]:
+    """Return what no field takes, in the place of TOML's dates and times: no field is one."""
+    return {"(a date)": str(when)}
 
 
 def _line_of(text: str, field: Sequence[int | str]) -> int:
@@ -277,26 +315,26 @@ def _line_of(text: str, field: Sequence[int | str]) -> int:
 def load(folder: Path | None = None) -> Policies:
     """Read the bundled policies and those in ``folder``. Raises PolicyError, also where two share a name or prefix."""
     bundled = [file for file in resources.files(__package__).iterdir() if file.name.endswith(".toml")]
-    policies = [_parse(file.read_text(encoding="utf-8"), file.name) for file in sorted(bundled, key=lambda f: f.name)]
+    sources = [_Source(file.name, file.read_text(encoding="utf-8")) for file in sorted(bundled, key=lambda f: f.name)]
     if folder is not None:
         if not folder.is_dir():
             message = f"{folder}: is not a folder; FORMGATE_POLICY_DIR must name one"
             raise PolicyError(message)
-        policies += [read(path) for path in sorted(folder.glob("*.toml"))]
-    return _together(policies)
+        sources += [_source(path) for path in sorted(folder.glob("*.toml"))]
+    return _together(sources)
 
 
-def _together(policies: Iterable[Policy]) -> Policies:
+def _together(sources: Iterable[_Source]) -> Policies:
     by_name: dict[str, Policy] = {}
     by_prefix: dict[str, str] = {}
-    for policy in policies:
+    for source in sources:
+        policy = _parse(source)
         if policy.name in by_name:
-            message = f"two policies are named {policy.name}"
-            raise PolicyError(message)
+            raise source.error_at(("name",), f"there is another policy named {policy.name}")
         by_name[policy.name] = policy
-        for prefix in policy.prefixes.values():
+        for environment, prefix in policy.prefixes.items():
             if prefix in by_prefix:
-                message = f"the policies {by_prefix[prefix]} and {policy.name} have the same prefix {prefix}"
-                raise PolicyError(message)
+                taken = f"{prefix} is also a prefix of policy {by_prefix[prefix]}"
+                raise source.error_at(("prefixes", environment.name), taken)
             by_prefix[prefix] = policy.name
     return Policies(by_name, DEFAULT)

@@ -5,11 +5,13 @@ Total both ways: whatever can be sent is a value, or an InvalidArgumentError nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+import json
+from collections.abc import Callable, Collection, Sequence
 from enum import IntEnum
 from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -21,8 +23,11 @@ from formgate_server.core.errors import InvalidArgumentError
 from formgate_server.core.limits import Standing
 from formgate_server.core.lookup import etag
 from formgate_server.core.manage_accounts import NewAccount
+from formgate_server.core.manage_members import NewMember
 from formgate_server.core.manage_tokens import NewToken
-from formgate_server.core.ports import KeyFilter
+from formgate_server.core.policy import Policy
+from formgate_server.core.ports import AuditFilter, AuditRow, KeyFilter
+from formgate_server.core.read_account import UsageBucket, UsageQuery
 from formgate_server.core.verdict import CheckQuery, Reason, Verdict
 from formgate_server.log import blot
 
@@ -119,8 +124,13 @@ def _per(message: resources_pb2.Limit, field: str) -> model.Rolling | model.Cale
             raise InvalidArgumentError(field, "needs one of window, calendar and lifetime")
 
 
-def key_values(message: resources_pb2.Key, paths: Iterable[str]) -> dict[str, Any]:
-    """Read the fields of a key that ``paths`` name; others are left out."""
+def mask(message: FieldMask) -> list[str]:
+    """Read which fields change, each once: a mask is a set."""
+    return list(dict.fromkeys(message.paths))
+
+
+def key_values(message: resources_pb2.Key, paths: Sequence[str]) -> dict[str, Any]:
+    """Read the fields of a key that ``paths``, an update mask, names."""
     readers: dict[str, Callable[[], object]] = {
         "display_name": lambda: message.display_name,
         "grants": lambda: grants(message.grants, "key.grants"),
@@ -130,11 +140,12 @@ def key_values(message: resources_pb2.Key, paths: Iterable[str]) -> dict[str, An
         "expire_time": lambda: instant(message, "expire_time", "key."),
         "metadata": lambda: dict(message.metadata),
     }
-    return {path: readers[path]() for path in paths if path in readers}
+    fields.mask(paths, readers)
+    return {path: readers[path]() for path in paths}
 
 
-def account_values(message: resources_pb2.Account, paths: Iterable[str]) -> dict[str, Any]:
-    """Read the fields of an account that ``paths`` name; others are left out."""
+def account_values(message: resources_pb2.Account, paths: Sequence[str]) -> dict[str, Any]:
+    """Read the fields of an account that ``paths``, an update mask, names."""
     readers: dict[str, Callable[[], object]] = {
         "plan": lambda: message.plan,
         "state": lambda: enum(model.AccountState, message.state, "account.state"),
@@ -142,7 +153,8 @@ def account_values(message: resources_pb2.Account, paths: Iterable[str]) -> dict
         "time_zone": lambda: message.time_zone,
         "limits": lambda: limits(message.limits, model.Holder.ACCOUNT, "account.limits"),
     }
-    return {path: readers[path]() for path in paths if path in readers}
+    fields.mask(paths, readers)
+    return {path: readers[path]() for path in paths}
 
 
 def check_query(message: authorization_pb2.CheckKeyRequest) -> CheckQuery:
@@ -244,6 +256,48 @@ def key_filter(message: keys_pb2.ListKeysRequest) -> KeyFilter:
     )
 
 
+def new_member(message: accounts_pb2.SetMemberRequest) -> NewMember:
+    """Read a member's rights."""
+    return NewMember(
+        account_id=message.account_id,
+        member_id=message.member_id,
+        role=enum(model.Role, message.role, "role"),
+        permissions=tuple(message.permissions),
+        level=enum(Level, message.level, "level") or Level.UNSPECIFIED,
+    )
+
+
+def usage_query(message: accounts_pb2.GetUsageRequest) -> UsageQuery:
+    """Read which usage to tell."""
+    return UsageQuery(
+        account_id=message.account_id,
+        key_id=message.key_id,
+        start=instant(message, "start_time"),
+        end=instant(message, "end_time"),
+        daily=enum(Granularity, message.granularity, "granularity") is Granularity.DAY,
+        group_by=message.group_by,
+    )
+
+
+class Granularity(IntEnum):
+    """How long a usage bucket is."""
+
+    HOUR = 1
+    DAY = 2
+
+
+def audit_filter(message: accounts_pb2.ListAuditEventsRequest) -> AuditFilter:
+    """Read which audit rows to list."""
+    key_id = fields.identifier(message.key_id, "key_id")
+    start, end = instant(message, "start_time"), instant(message, "end_time")
+    return AuditFilter(
+        account_id=message.account_id,
+        target=f"keys/{key_id}" if key_id else "",
+        start=0 if start is None else start,
+        end=fields.LAST_INSTANT if end is None else end,
+    )
+
+
 # To the wire.
 
 
@@ -324,6 +378,67 @@ def key(value: model.Key) -> resources_pb2.Key:
     )
 
 
+def member(value: model.Member) -> resources_pb2.Member:
+    """Write a member."""
+    return resources_pb2.Member(
+        account_id=value.account_id,
+        member_id=value.member_id,
+        role=number(value.role),
+        permissions=value.permissions,
+        level=number(value.level),
+        create_time=timestamp(value.create_time),
+        update_time=timestamp(value.update_time),
+    )
+
+
+def policy(value: Policy) -> resources_pb2.Policy:
+    """Write what a policy promises."""
+    return resources_pb2.Policy(
+        name=value.name,
+        description=value.description,
+        prefixes=[
+            resources_pb2.PolicyPrefix(environment=number(environment), prefix=prefix)
+            for environment, prefix in value.prefixes.items()
+        ],
+        levels=[
+            resources_pb2.PolicyLevel(level=number(level), display_name=name) for level, name in value.levels.items()
+        ],
+        plans=[
+            resources_pb2.PolicyPlan(name=plan.name, limits=map(limit, plan.limits), time_zone=plan.time_zone)
+            for plan in value.plans.values()
+        ],
+        permissions=value.catalogue.levels,
+        open_catalogue=value.catalogue.is_open,
+        api_groups=sorted(value.api_groups or ()),
+        recoverable=value.keys.recoverable,
+    )
+
+
+def usage_bucket(value: UsageBucket) -> accounts_pb2.UsageBucket:
+    """Write a sum of usage."""
+    return accounts_pb2.UsageBucket(
+        start_time=timestamp(value.start), group=value.group, units=value.units, records=value.records
+    )
+
+
+def audit_event(value: AuditRow) -> accounts_pb2.AuditEvent:
+    """Write a row of the audit trail."""
+    event = value.event
+    return accounts_pb2.AuditEvent(
+        sequence=value.sequence,
+        account_id=event.account_id,
+        create_time=timestamp(event.create_time),
+        action=event.action,
+        target=event.target,
+        token_id=event.token_id,
+        actor=event.actor,
+        actor_ip=event.actor_ip,
+        before="" if event.before is None else json.dumps(event.before),
+        after="" if event.after is None else json.dumps(event.after),
+        note=event.note,
+    )
+
+
 def service_token(value: model.ServiceToken) -> resources_pb2.ServiceToken:
     """Write a service token."""
     return resources_pb2.ServiceToken(
@@ -341,7 +456,8 @@ def service_token(value: model.ServiceToken) -> resources_pb2.ServiceToken:
 # What every check answers is filled in field by field: building nested messages from values takes twice as long.
 
 
-def _tell_limit(message: resources_pb2.LimitStatus, value: Standing) -> None:
+def tell_limit(message: resources_pb2.LimitStatus, value: Standing) -> None:
+    """Write where a limit stands into an empty message."""
     limit_, remaining, reset_time = value
     message.name = limit_.name
     message.holder = number(limit_.holder)
@@ -384,7 +500,7 @@ def check_response(verdict: Verdict, response: authorization_pb2.CheckKeyRespons
         response.epoch = record.epoch
         _tell_key(response.key, record.key)
     for standing in verdict.limits:
-        _tell_limit(response.limits.add(), standing)
+        tell_limit(response.limits.add(), standing)
     if verdict.retry_after is not None:
         response.retry_after.CopyFrom(to_duration(verdict.retry_after) or Duration())
     if verdict.http_denial is not None:

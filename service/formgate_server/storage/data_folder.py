@@ -70,6 +70,11 @@ class DataFolder:
             _sync_names(self.path)
         return URL.create("sqlite+aiosqlite", database=str(self.database_file))
 
+    @property
+    def sealing_key_file(self) -> Path:
+        """The sealing keys, newest first."""
+        return self.path / "sealing.key"
+
     def peppers(self) -> tuple[bytes, ...]:
         """Return the peppers; where there are none yet, one is made. Raises DataFolderError."""
         if not self.pepper_file.exists():
@@ -78,6 +83,12 @@ class DataFolder:
                 raise DataFolderError(message)
             _write_private(self.pepper_file, secrets.token_hex(_KEY_BYTES))
         return read_keys(self.pepper_file)
+
+    def sealing_keys(self) -> tuple[bytes, ...]:
+        """Return the sealing keys; where there are none yet, one is made. Raises DataFolderError."""
+        if not self.sealing_key_file.exists():
+            _write_private(self.sealing_key_file, secrets.token_hex(_KEY_BYTES))
+        return read_keys(self.sealing_key_file)
 
     def manager_token(self, make: Callable[[], str]) -> str:
         """Return the manager's token; where there is none yet, it is what ``make`` makes. Raises DataFolderError."""

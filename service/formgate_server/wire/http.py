@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +25,14 @@ class HttpServer:
         class Handler(_Handler):
             probes = {"/livez": live, "/readyz": ready}  # noqa: RUF012 - never changed
 
-        self._server = _Server((host, port), Handler)
+        class Server(_Server):
+            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+        try:
+            self._server = Server((host, port), Handler)
+        except OSError as error:
+            message = f"can not listen on {host}:{port}: {error.strerror}"
+            raise OSError(message) from error
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
         self._thread.start()

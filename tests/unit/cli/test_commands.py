@@ -10,9 +10,10 @@ from typing import Any, get_args
 import pytest
 from typer.main import get_command
 
+from formgate.v1 import accounts_pb2
 from formgate.v1 import resources_pb2 as pb
 from formgate_server import cli
-from formgate_server.cli import keys, options, tokens
+from formgate_server.cli import keys, members, options, tokens
 from formgate_server.settings import Settings
 from tests.support.command import run_here
 
@@ -28,13 +29,15 @@ def leaves(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], An
 
 
 COMMANDS = leaves(get_command(cli.app))
-LOCAL = {("serve",), ("migrate",), ("policy", "list"), ("policy", "show"), ("policy", "check")}
+LOCAL = {("serve",), ("migrate",), ("audit", "verify"), ("policy", "list"), ("policy", "show"), ("policy", "check")}
 
 
 def test_these_are_the_commands() -> None:
     """All that the contract names for now, and no stubs of what comes later."""
     assert {" ".join(path) for path in COMMANDS} == {
-        "serve", "migrate", "check", "usage record",
+        "serve", "migrate", "check", "limits", "usage record", "usage show",
+        "member set", "member remove", "member list", "audit list", "audit export", "audit verify",
+        "key copy", "key rotate", "key reveal", "key delete",
         "token create", "token list", "token revoke",
         "account create", "account get", "account list", "account update", "account suspend", "account activate",
         "key create", "key get", "key list", "key update", "key revoke", "key disable", "key enable",
@@ -57,7 +60,8 @@ def test_every_command_explains_itself(path: tuple[str, ...]) -> None:
 def test_every_command_to_a_server_is_told_where_it_is(path: tuple[str, ...]) -> None:
     """The same options everywhere, and JSON wherever something is printed."""
     names = {name for parameter in COMMANDS[path].params for name in parameter.opts}
-    assert {"--address", "--token-file", "--data", "--timeout", "--json"} <= names
+    assert {"--address", "--token-file", "--data", "--timeout"} <= names
+    assert "--json" in names or path == ("audit", "export")  # which prints nothing else
     assert "--token" not in names
 
 
@@ -79,6 +83,9 @@ def test_words_and_enums_agree() -> None:
     assert set(get_args(options.EnvironmentName)) == words(pb.Environment, "ENVIRONMENT_")
     assert set(get_args(keys.StateName)) == words(pb.KeyState, "KEY_STATE_")
     assert set(get_args(tokens.RoleName)) == words(pb.ServiceRole, "SERVICE_ROLE_")
+    assert set(get_args(members.RoleName)) == words(pb.Role, "ROLE_")
+    assert set(get_args(members.LevelName)) == words(pb.Level, "LEVEL_")
+    assert set(get_args(members.DispositionName)) == words(accounts_pb2.KeyDisposition, "KEY_DISPOSITION_")
 
 
 def test_every_setting_is_an_option_of_serve() -> None:
@@ -124,6 +131,16 @@ def test_defaults_that_serve_shows_are_the_settings() -> None:
         (["usage", "record", "--key-id", "k"], "give --key-id and --units"),
         (["usage", "record", "--file", "/nonexistent", "--units", "1"], "--file says it all"),
         (["usage", "record", "--file", "/nonexistent"], "can not be read: No such file"),
+        (["usage", "show", "a", "--csv", "--json"], "--csv can not go with --json"),
+        (["usage", "show", "a", "--hourly", "--from", "2026-13-01"], "--from 2026-13-01: is not a time"),
+        (["usage", "show", "a", "--hourly", "--from", "3000y"], "--from 3000y: is not a time"),
+        (["usage", "show", "a", "--hourly", "--to", "9999999d"], "--to 9999999d: is not a time"),
+        (["audit", "list", "a", "--to", "yesterday"], "--to yesterday: is not a time"),
+        (["limits"], "give an ACCOUNT_ID or --key"),
+        (["member", "remove", "a", "m"], "Missing option '--keys'"),
+        (["member", "remove", "a", "m", "--keys", "burn"], "'burn' is not one of"),
+        (["member", "set", "a", "m", "--role", "king"], "'king' is not one of"),
+        (["key", "rotate", "k", "--overlap", "soon"], "--overlap soon: is not a duration"),
         (["policy", "show", "nope"], "there is no policy nope"),
         (["serve", "--listen", "nowhere"], "--listen (FORMGATE_LISTEN): must be HOST:PORT"),
         (["serve", "--listen", "0.0.0.0:1"], "--insecure"),
@@ -195,7 +212,10 @@ def test_policies_are_read_here(tmp_path: Path) -> None:
         ("formgate token create --role ", {"checker", "manager", "auditor"}),
         ("formgate check k --environment ", {"live", "test"}),
         ("formgate serve --log-level ", {"debug", "info", "warning", "error"}),
-        ("formgate usage ", {"record"}),
+        ("formgate usage ", {"record", "show"}),
+        ("formgate audit ", {"list", "export", "verify"}),
+        ("formgate member remove a m --keys ", {"keep", "disable", "revoke"}),
+        ("formgate member set a m --role ", {"member", "admin", "global_admin"}),
         ("formgate key create --exp", {"--expire-time"}),
     ],
 )

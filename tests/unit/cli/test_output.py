@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from formgate.v1 import authorization_pb2, keys_pb2
 from formgate.v1 import resources_pb2 as pb
-from formgate_server.cli import output, people, verdict
+from formgate_server.cli import bars, output, people, verdict
 
 HOSTILE = "\x1b[2J\u202e\u2028[red]x[/red]\n:smile:"
 
@@ -131,7 +131,7 @@ def test_expired_is_told_from_enabled() -> None:
 )
 def test_a_bar_is_empty_or_full_only_when_it_is(remaining: int, amount: int, filled: int) -> None:
     """One unit left is not none, one unit gone is not all."""
-    assert verdict._bar(remaining, amount).plain.count("█") == filled
+    assert bars.remainder(remaining, amount).plain.count("█") == filled
 
 
 def test_a_reason_of_a_newer_server_is_no_admission(capsys: pytest.CaptureFixture[str]) -> None:

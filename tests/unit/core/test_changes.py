@@ -15,13 +15,14 @@ from formgate_server.core.model import Account, AccountState
 from formgate_server.core.ports import Transaction
 from formgate_server.storage.memory.registry import MemoryRegistry
 from tests.support.clock import SettableClock
+from tests.support.stores import AUDIT_KEYS
 
 
 class Gated(MemoryRegistry):
     """A registry whose commits wait for a gate, or fail."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(AUDIT_KEYS)
         self.gate = asyncio.Event()
         self.gate.set()
         self.broken = False
@@ -45,11 +46,11 @@ class Publications:
         self.broken = False
         self.begun: list[tuple[str, int]] = []
         self.done: list[tuple[str, int]] = []
-        self.look: Callable[[], None] = lambda: None
+        self.watch: Callable[[], None] = lambda: None
 
     async def publish(self, account_id: str, epoch: int) -> None:
         """See ``Limiter``."""
-        self.look()
+        self.watch()
         self.begun.append((account_id, epoch))
         await self.gate.wait()
         if self.broken:
@@ -107,7 +108,7 @@ async def quiet() -> None:
 async def test_it_is_committed_then_published_then_answered(world: World) -> None:
     """In that order: the epoch is in the database when it is published, and the time is told last."""
     seen = []
-    world.limiter.look = lambda: seen.append(world.epoch)
+    world.limiter.watch = lambda: seen.append(world.epoch)
     world.limiter.gate.clear()
     answer = asyncio.create_task(world.changes.apply(bump))
     await quiet()

@@ -18,6 +18,7 @@ from formgate_server.core.check_key import CheckKey
 from formgate_server.core.errors import InvalidArgumentError, UnavailableError
 from formgate_server.core.fields import LARGEST
 from formgate_server.core.last_used import LastUsed
+from formgate_server.core.limits import Standing
 from formgate_server.core.model import (
     Account,
     AccountState,
@@ -34,7 +35,16 @@ from formgate_server.core.model import (
     ServiceRole,
 )
 from formgate_server.core.policy import Policies, Policy
-from formgate_server.core.ports import Charge, Charged, EpochMissing, EpochMoved, KeyStore, Limiter, Transaction
+from formgate_server.core.ports import (
+    Charge,
+    Charged,
+    EpochMissing,
+    EpochMoved,
+    KeyStore,
+    Limiter,
+    StoredSecret,
+    Transaction,
+)
 from formgate_server.core.secrets import Peppers, new_secret
 from formgate_server.core.set_key_state import SetKeyState
 from formgate_server.core.verdict import CheckQuery, KeyRecord, Reason, Verdict
@@ -45,6 +55,7 @@ from formgate_server.storage.memory.limiter import MemoryLimiter
 from formgate_server.storage.memory.registry import MemoryRegistry
 from formgate_server.storage.wrappers import CachedKeyStore
 from tests.support.clock import DAY, HOUR, MINUTE, SettableClock
+from tests.support.stores import AUDIT_KEYS
 
 PEPPERS = Peppers([b"p" * 32])
 CHECKER = Caller("t1", ServiceRole.CHECKER)
@@ -74,7 +85,7 @@ class World:
 
     cached: bool = True
     clock: SettableClock = field(default_factory=SettableClock)
-    registry: MemoryRegistry = field(default_factory=MemoryRegistry)
+    registry: MemoryRegistry = field(default_factory=lambda: MemoryRegistry(AUDIT_KEYS))
     last_used: LastUsed = field(default_factory=LastUsed)
 
     def __post_init__(self) -> None:
@@ -117,7 +128,7 @@ class World:
             if await transaction.account(owner.account_id) is None:
                 await transaction.insert_account(owner)
             await transaction.insert_key(
-                Key(account_id=owner.account_id, **usual | key), *PEPPERS.digest(secret), request_id=""
+                Key(account_id=owner.account_id, **usual | key), StoredSecret(*PEPPERS.digest(secret)), request_id=""
             )
         return secret
 
@@ -462,6 +473,10 @@ class Scripted:
         """See ``Limiter``."""
         self.seeded.append((account_id, epoch, incarnation))
 
+    async def look(self, counters: object) -> tuple[Standing, ...]:
+        """See ``Limiter``."""
+        return ()
+
     async def adjust(self, counters: object, units: int) -> None:
         """See ``Limiter``."""
 
@@ -653,6 +668,10 @@ class Flushed:
         await steps(self.rng)
         await self.limiter.seed(account_id, epoch, incarnation)
 
+    async def look(self, counters: object) -> tuple[Standing, ...]:
+        """See ``Limiter``."""
+        return ()
+
     async def adjust(self, counters: object, units: int) -> None:
         """See ``Limiter``."""
 
@@ -670,7 +689,7 @@ class Watched(MemoryRegistry):
     """A registry that tells when something has been committed."""
 
     def __init__(self, committed: Callable[[], None]) -> None:
-        super().__init__()
+        super().__init__(AUDIT_KEYS)
         self.committed = committed
 
     @asynccontextmanager

@@ -86,7 +86,6 @@ async def test_a_use_during_a_write_is_of_the_next_one() -> None:
     assert registry.writes == [{"k1": (1, "")}, {"k1": (2, "")}]
 
 
-@pytest.mark.xfail(reason="flush puts back what was noted only where the store is away, not where it is cancelled")
 async def test_a_write_that_is_cut_off_loses_nothing() -> None:
     """A server that ends in the middle of one writes it again at the end."""
     registry, last_used = Noted(), LastUsed()

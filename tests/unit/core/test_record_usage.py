@@ -32,8 +32,10 @@ from formgate_server.core.ports import UsageEntry
 from formgate_server.core.record_usage import AHEAD, OLDEST, RecordUsage, UsageResult
 from formgate_server.policies.policy import load
 from formgate_server.storage.memory.registry import MemoryRegistry
-from formgate_server.storage.memory.usage import HourOf, MemoryUsageLedger, Sums
+from formgate_server.storage.memory.usage import HourOf, MemoryUsageLedger
+from formgate_server.storage.sums import Sum
 from tests.support.clock import DAY, HOUR, MINUTE, SECOND, SettableClock
+from tests.support.stores import AUDIT_KEYS
 
 POLICIES = Policies({"default": load().by_name["default"]}, "default")
 CALLER = Caller("t1", ServiceRole.CHECKER)
@@ -97,7 +99,7 @@ class World:
 
     def __init__(self) -> None:
         self.clock = SettableClock()
-        self.registry = Registry()
+        self.registry = Registry(AUDIT_KEYS)
         self.ledger = Ledger(self.registry)
         self.charges = Charges()
         self.record_usage = RecordUsage(
@@ -178,7 +180,7 @@ async def test_how_old_and_how_far_ahead_a_record_may_be(world: World, offset: i
     (result,) = await world(record(occur_time=time, units=3, operation="read"))
     assert (result.outcome is ACCEPTED) == accepted
     if accepted:
-        assert world.ledger.hours == {HourOf("acme", "k1", time - time % HOUR, "read"): Sums(3, 1)}
+        assert world.ledger.hours == {HourOf("acme", "k1", time - time % HOUR, "read"): Sum(3, 1)}
     else:
         assert result.message.startswith("occur_time: ")
         assert world.ledger.records == {}

@@ -22,9 +22,10 @@ class MemoryKeyStore:
 
     async def find(self, digests: Sequence[bytes], *, at_least: int = 0) -> KeyRecord | None:  # noqa: ARG002 - every call reads anew
         """See ``KeyStore``."""
-        key_id = next((self._tables.secrets[digest] for digest in digests if digest in self._tables.secrets), None)
-        if key_id is None:
+        secret = next((self._tables.secrets[digest] for digest in digests if digest in self._tables.secrets), None)
+        key = None if secret is None else self._tables.key(secret.key_id)
+        if secret is None or key is None:
             return None
-        key = self._tables.keys[key_id]
         account = self._tables.accounts[key.account_id]
-        return compile_key(key, account, self._policies.by_name[account.policy])
+        creator = self._tables.members.get((key.account_id, key.created_by))
+        return compile_key(key, account, self._policies.by_name[account.policy], creator, secret.end)

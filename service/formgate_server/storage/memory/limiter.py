@@ -15,6 +15,7 @@ from typing import NamedTuple
 from formgate_server.core.limits import (
     Counter,
     Span,
+    Standing,
     State,
     add,
     block,
@@ -60,6 +61,11 @@ class _Cell:
 def _period(state: State) -> int:
     """Return what tells a counter's period from the next: marks of a rolling window go on for ever."""
     return state.end if isinstance(state, Span) else 0
+
+
+def _remembered(time: int, now: int) -> bool:
+    """Tell whether what was admitted at ``time`` is still known; a clock set back further than that forgets it."""
+    return abs(now - time) < REMEMBERED
 
 
 class _Admission(NamedTuple):
@@ -157,7 +163,7 @@ class MemoryLimiter:
         request = (charge.key_id, charge.request_id) if charge.request_id else None
         if request is not None and request in self._admissions:
             admission = self._admissions[request]
-            if now < admission.time + REMEMBERED:
+            if _remembered(admission.time, now):
                 return self._told(charge.counters, cells, now)
         spent = spend(charge.counters, [cell.state for cell in cells], charge.cost, now)
         if (
@@ -182,7 +188,7 @@ class MemoryLimiter:
         return Charged(None, None, tuple(map(standing, counters, states)), self._degraded)
 
     def _remember(self, request: tuple[str, str], cost: int, cells: Sequence[_Cell], now: int) -> None:
-        while self._admitted and self._admitted[0][0] + REMEMBERED <= now:
+        while self._admitted and not _remembered(self._admitted[0][0], now):
             time, old = self._admitted.popleft()
             admission = self._admissions.get(old)
             if admission is not None and admission.time == time:  # else refunded, or admitted again since
@@ -194,6 +200,11 @@ class MemoryLimiter:
         )
         self._admissions[request] = _Admission(now, cost, charged)
         self._admitted.append((now, request))
+
+    async def look(self, counters: Sequence[Counter]) -> tuple[Standing, ...]:
+        """See ``Limiter.look``."""
+        await self._load(counters)
+        return self._told(counters, [self._cells[counter.id] for counter in counters], self._clock.now()).standings
 
     async def adjust(self, counters: Sequence[Counter], units: int) -> None:
         """See ``Limiter.adjust``."""
@@ -214,7 +225,7 @@ class MemoryLimiter:
         """See ``Limiter.refund``. A refunded admission is forgotten: repeated, it is charged again."""
         admission = self._admissions.pop((key_id, request_id), None)
         now = self._clock.now()
-        if admission is None or now >= admission.time + REMEMBERED:
+        if admission is None or not _remembered(admission.time, now):
             return
         for cell, charged_at in admission.charged:
             cell.state = give_back(up_to_now(cell.counter, cell.state, now), admission.cost, charged_at)

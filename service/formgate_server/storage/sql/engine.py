@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from formgate_server.storage.sql.connection import Connection, finished, lent
 from formgate_server.storage.sql.errors import translated
+from formgate_server.storage.sql.turns import Turns
 
 if TYPE_CHECKING:
     import aiosqlite
@@ -40,10 +41,10 @@ class Database:
         """Take an engine for reading and one for writing (they may be one), and how many of each go on at once."""
         self.reader = reader
         self._writer = writer
-        # Whoever has to wait does so here, first come first served: SQLite's own waiting is a poll, and so unfair that
-        # under load it ends in "database is locked".
+        # Whoever has to wait does so here, in order: SQLite's own waiting is a poll, and so unfair that under load it
+        # ends in "database is locked".
         self._readers = asyncio.Semaphore(readers)
-        self._writers = asyncio.Semaphore(writers)
+        self._writers = Turns(writers)
         self._lookups: AsyncConnection | None = None
         self._driver: aiosqlite.Connection | None = None
         self._opening = asyncio.Lock()
@@ -56,10 +57,13 @@ class Database:
                 yield connection
 
     @asynccontextmanager
-    async def writing(self) -> AsyncIterator[Connection]:
-        """Lend a connection in a transaction: committed when the block ends, rolled back when it does not end well."""
+    async def writing(self, *, urgent: bool = True) -> AsyncIterator[Connection]:
+        """Lend a connection in a transaction: committed when the block ends, rolled back when it does not end well.
+
+        What is not ``urgent`` lets go first whatever is: changes, and the marks that checks wait for.
+        """
         with translated():
-            async with self._writers, lent(self._writer) as connection:
+            async with self._writers.turn(urgent=urgent), lent(self._writer) as connection:
                 await connection.begin()
                 yield connection
                 await connection.commit()

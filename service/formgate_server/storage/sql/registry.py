@@ -1,4 +1,4 @@
-"""Accounts, keys, service tokens and the audit trail."""
+"""Accounts, members, keys, service tokens and the audit trail."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, or_, select, tuple_, update
 
+from formgate_server.storage.sql import audit
 from formgate_server.storage.sql.dialect import batches
-from formgate_server.storage.sql.rows import TOKEN_COLUMNS, account_of, key_of, token_of
-from formgate_server.storage.sql.tables import accounts, keys, service_tokens
+from formgate_server.storage.sql.rows import KEY_COLUMNS, TOKEN_COLUMNS, account_of, key_of, member_of, token_of
+from formgate_server.storage.sql.tables import accounts, keys, members, service_tokens
 from formgate_server.storage.sql.transaction import SqlTransaction
 
 if TYPE_CHECKING:
-    from formgate_server.core.model import Account, Key, ServiceToken
-    from formgate_server.core.ports import Cursor, KeyFilter, Scope, Transaction
+    from formgate_server.core.audit import AuditKeys
+    from formgate_server.core.model import Account, Key, Member, ServiceToken
+    from formgate_server.core.ports import AuditFilter, AuditRow, Cursor, KeyFilter, Scope, Transaction
     from formgate_server.storage.sql.engine import Database
 
 _Noun = TypeVar("_Noun")
@@ -23,21 +25,22 @@ _Noun = TypeVar("_Noun")
 _NOTED_AT_ONCE = 5_000  # nobody waits for these, but others wait for their turn to write
 
 _ACCOUNTS = select(accounts)
-_KEYS = select(keys)
+_KEYS = select(*KEY_COLUMNS).where(keys.c.delete_time.is_(None))
 _TOKENS = select(*TOKEN_COLUMNS)
 
 
 class SqlRegistry:
     """The Registry port."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, audit_keys: AuditKeys) -> None:
         self._database = database
+        self._audit_keys = audit_keys
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """See ``Registry``."""
         async with self._database.writing() as connection:
-            yield SqlTransaction(connection)
+            yield SqlTransaction(connection, self._audit_keys)
 
     async def account(self, account_id: str) -> Account | None:
         """See ``Registry``."""
@@ -87,6 +90,16 @@ class SqlRegistry:
         order = (service_tokens.c.create_time, service_tokens.c.token_id)
         return await self._page(query, order, after, most, token_of)
 
+    async def members(self, account_id: str, after: Cursor | None, most: int) -> list[Member]:
+        """See ``Registry``."""
+        query = select(members).where(members.c.account_id == account_id)
+        return await self._page(query, (members.c.create_time, members.c.member_id), after, most, member_of)
+
+    async def audit_rows(self, wanted: AuditFilter, before: int | None, most: int) -> list[AuditRow]:
+        """See ``Registry``."""
+        async with self._database.reading() as connection:
+            return await audit.read(connection, wanted, before, most)
+
     async def note_used(self, last_used: Mapping[str, tuple[int, str]]) -> None:
         """See ``Registry``."""
         time = bindparam("time", type_=BigInteger)
@@ -98,7 +111,7 @@ class SqlRegistry:
         )
         rows = [{"id": key_id, "time": when, "ip": ip} for key_id, (when, ip) in sorted(last_used.items())]
         for some in batches(rows, _NOTED_AT_ONCE):
-            async with self._database.writing() as connection:
+            async with self._database.writing(urgent=False) as connection:
                 await connection.execute(statement, some)
 
     async def _one(self, query: Select[Any], read: Callable[[Sequence[Any]], _Noun]) -> _Noun | None:

@@ -19,16 +19,19 @@ from formgate_server.core.model import (
     KeyState,
     Lifetime,
     Limit,
+    Member,
     Period,
+    Role,
     Rolling,
     ServiceRole,
     ServiceToken,
 )
-from formgate_server.core.ports import UsageEntry
-from formgate_server.storage.sql.tables import service_tokens
+from formgate_server.core.ports import AuditRow, Sealed, StoredSecret, UsageEntry
+from formgate_server.storage.sql.tables import keys, service_tokens
 
 Values = dict[str, Any]
 
+KEY_COLUMNS = tuple(column for column in keys.c if column.name != "delete_time")
 TOKEN_COLUMNS = tuple(column for column in service_tokens.c if column.name not in {"digest", "pepper_id"})
 
 
@@ -66,7 +69,7 @@ def account_values(account: Account) -> Values:
 
 
 def key_of(row: Sequence[Any]) -> Key:
-    """Read a row of ``keys``."""
+    """Read the ``KEY_COLUMNS`` of a row of ``keys``."""
     key_id, account_id, display_name, environment, state, hint, created_by, create_time, expire_time, *rest = row
     revoke_time, last_used_time, last_used_ip, grants, api_groups, ip_rules, limits, metadata, version = rest
     return Key(
@@ -92,7 +95,7 @@ def key_of(row: Sequence[Any]) -> Key:
 
 
 def key_values(key: Key) -> Values:
-    """Write a row of ``keys``."""
+    """Write the ``KEY_COLUMNS`` of a row of ``keys``."""
     return {
         "key_id": key.key_id,
         "account_id": key.account_id,
@@ -116,6 +119,51 @@ def key_values(key: Key) -> Values:
         "metadata": dict(key.metadata),
         "version": key.version,
     }
+
+
+def member_of(row: Sequence[Any]) -> Member:
+    """Read a row of ``members``."""
+    account_id, member_id, role, permissions, level, create_time, update_time = row
+    return Member(
+        account_id=account_id,
+        member_id=member_id,
+        role=Role(role),
+        permissions=tuple(permissions),
+        level=Level(level),
+        create_time=create_time,
+        update_time=update_time,
+    )
+
+
+def member_values(member: Member) -> Values:
+    """Write a row of ``members``."""
+    return {
+        "account_id": member.account_id,
+        "member_id": member.member_id,
+        "role": int(member.role),
+        "permissions": member.permissions,
+        "level": int(member.level),
+        "create_time": member.create_time,
+        "update_time": member.update_time,
+    }
+
+
+def secret_values(key_id: str, secret: StoredSecret) -> Values:
+    """Write a row of ``secrets``."""
+    return {
+        "digest": secret.digest,
+        "key_id": key_id,
+        "pepper_id": secret.pepper_id,
+        "expire_time": None,
+        **sealed_values(secret.sealed),
+    }
+
+
+def sealed_values(sealed: Sealed | None) -> Values:
+    """Write what a row of ``secrets`` has of a sealed secret."""
+    if sealed is None:
+        return {"sealed": None, "sealing_key_id": None}
+    return {"sealed": sealed.box, "sealing_key_id": sealed.sealing_key_id}
 
 
 def limits_of(values: Iterable[Mapping[str, Any]]) -> tuple[Limit, ...]:
@@ -172,11 +220,31 @@ def token_values(token: ServiceToken) -> Values:
     }
 
 
-def event_values(event: AuditEvent, sequence: int) -> Values:
+def audit_row_of(row: Sequence[Any]) -> AuditRow:
+    """Read a row of ``audit_events``; of one that is not signed, ``mac`` and ``mac_key_id`` are empty."""
+    account_id, sequence, create_time, action, target, token_id, actor, actor_ip, before, after, note, *signed = row
+    event = AuditEvent(
+        account_id=account_id,
+        create_time=create_time,
+        action=action,
+        target=target,
+        token_id=token_id,
+        actor=actor,
+        actor_ip=actor_ip,
+        before=before,
+        after=after,
+        note=note,
+    )
+    mac, mac_key_id = signed
+    return AuditRow(sequence, event, mac or b"", mac_key_id or "")
+
+
+def audit_row_values(row: AuditRow) -> Values:
     """Write a row of ``audit_events``."""
+    event = row.event
     return {
         "account_id": event.account_id,
-        "sequence": sequence,
+        "sequence": row.sequence,
         "create_time": event.create_time,
         "action": event.action,
         "target": event.target,
@@ -186,6 +254,8 @@ def event_values(event: AuditEvent, sequence: int) -> Values:
         "before": None if event.before is None else dict(event.before),
         "after": None if event.after is None else dict(event.after),
         "note": event.note,
+        "mac": row.mac,
+        "mac_key_id": row.mac_key_id,
     }
 
 

@@ -71,16 +71,34 @@ keys = Table(
     Column("limits", JSON, nullable=False),
     Column("metadata", JSON, nullable=False),
     Column("version", BigInteger, nullable=False),
+    Column("delete_time", BigInteger),
     Index(None, "account_id", "create_time", "key_id"),
 )
 
-# Apart from the keys: a key that rotates has two digests for a while, under peppers of their own.
+members = Table(
+    "members",
+    metadata,
+    Column("account_id", _Id, ForeignKey("accounts.account_id"), primary_key=True),
+    Column("member_id", _Id, primary_key=True),
+    Column("role", SmallInteger, nullable=False),
+    Column("permissions", JSON, nullable=False),
+    Column("level", SmallInteger, nullable=False),
+    Column("create_time", BigInteger, nullable=False),
+    Column("update_time", BigInteger, nullable=False),
+    Index(None, "account_id", "create_time", "member_id"),
+)
+
+# Apart from the keys: a key that rotates has several digests for a while, under peppers of their own. Its newest secret
+# is the one without `expire_time`; none but that is kept `sealed`.
 secrets = Table(
     "secrets",
     metadata,
     Column("digest", _Digest, primary_key=True),
     Column("key_id", _Id, ForeignKey("keys.key_id"), nullable=False, index=True),
     Column("pepper_id", _Id, nullable=False),
+    Column("expire_time", BigInteger),
+    Column("sealed", LargeBinary),
+    Column("sealing_key_id", _Id),
     sqlite_with_rowid=False,  # one search a check, not two
 )
 
@@ -110,7 +128,8 @@ service_tokens = Table(
     Index(None, "create_time", "token_id"),
 )
 
-# `sequence` counts an account's rows from 1 without gaps; changes that concern no account have account_id ''.
+# `sequence` counts an account's rows from 1 without gaps; changes that concern no account have account_id ''. Rows
+# without `mac` are older than revision 0002, and nothing shows if they were altered.
 audit_events = Table(
     "audit_events",
     metadata,
@@ -125,6 +144,9 @@ audit_events = Table(
     Column("before", JSON(none_as_null=True)),
     Column("after", JSON(none_as_null=True)),
     Column("note", Text, nullable=False),
+    Column("mac", _Digest),
+    Column("mac_key_id", _Id),
+    Index(None, "account_id", "target", "sequence"),
 )
 
 # The last row of each account's audit trail. Whoever adds the next one locks it here, on any database.
@@ -133,6 +155,7 @@ audit_heads = Table(
     metadata,
     Column("account_id", _Id, primary_key=True),
     Column("sequence", BigInteger, nullable=False),
+    Column("mac", _Digest),
 )
 
 # As sent, with the digest of the content; `occur_time` is when it counts.
@@ -162,6 +185,20 @@ usage_hours = Table(
     Column("key_id", _Id, primary_key=True),
     Column("hour", BigInteger, primary_key=True, autoincrement=False),
     Column("operation", Text, primary_key=True),
+    Column("units", BigInteger, nullable=False),
+    Column("records", BigInteger, nullable=False),
+    Index(None, "account_id", "hour"),
+    sqlite_with_rowid=False,
+)
+
+# The same by a tag's values: the first so many of an hour, and `__other__`, whose row is there before any other is.
+usage_tag_hours = Table(
+    "usage_tag_hours",
+    metadata,
+    Column("account_id", _Id, primary_key=True),
+    Column("tag", Text, primary_key=True),
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("value", Text, primary_key=True),
     Column("units", BigInteger, nullable=False),
     Column("records", BigInteger, nullable=False),
     sqlite_with_rowid=False,

@@ -1,26 +1,22 @@
-"""What was consumed: the records as sent, and their sums by the hour."""
+"""What was consumed: the records as sent, and beside them their sums."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from sqlalchemy import case, select, tuple_
+from sqlalchemy import select
 
 from formgate_server.core.model import UsageOutcome
-from formgate_server.core.ports import KeyOwner, UsageEntry
+from formgate_server.core.ports import KeyOwner, UsageEntry, UsageFilter, UsageSum
+from formgate_server.storage.sql import usage_sums
 from formgate_server.storage.sql.dialect import batches, inserting
 from formgate_server.storage.sql.rows import usage_values
-from formgate_server.storage.sql.tables import accounts, keys, usage_hours, usage_records
+from formgate_server.storage.sql.tables import accounts, keys, usage_records
 
 if TYPE_CHECKING:
     from formgate_server.storage.sql.connection import Connection
     from formgate_server.storage.sql.engine import Database
-
-HOUR = 3_600_000_000
-
-_MOST = 2**63 - 1  # a sum stays there: it may not fail, nor silently turn into a float as SQLite has it
 
 _Identity: TypeAlias = tuple[str, str]
 _IDENTITY = (usage_records.c.account_id, usage_records.c.record_id)
@@ -51,12 +47,17 @@ class SqlUsageLedger:
             return []
         # Always in the same order, so that two such transactions wait for each other's rows and never both ways.
         ordered = [firsts[each] for each in sorted(firsts)]
-        async with self._database.writing() as connection:
+        async with self._database.writing(urgent=False) as connection:
             kept = await _insert(connection, ordered)
             there = await _contents(connection, [each for each in firsts if each not in kept])
-            await _add_up(connection, [entry for entry in ordered if _identity(entry) in kept])
+            await usage_sums.add_up(connection, [entry for each, entry in firsts.items() if each in kept])
         contents = {each: firsts[each].content for each in kept} | there
         return [_outcome(entry, kept, contents) for entry in entries]
+
+    async def sums(self, wanted: UsageFilter, group_by: str) -> list[UsageSum]:
+        """See ``UsageLedger``."""
+        async with self._database.reading() as connection:
+            return await usage_sums.read(connection, wanted, group_by)
 
 
 def _identity(entry: UsageEntry) -> _Identity:
@@ -81,34 +82,21 @@ async def _insert(connection: Connection, entries: Sequence[UsageEntry]) -> set[
 
 async def _contents(connection: Connection, identities: Collection[_Identity]) -> dict[_Identity, bytes]:
     """Return the content digests of records that are there."""
-    contents = {}
+    contents: dict[_Identity, bytes] = {}
+    row = usage_records.c
     for some in batches(identities):
-        query = select(*_IDENTITY, usage_records.c.content).where(tuple_(*_IDENTITY).in_(some))
-        for account_id, record_id, content in await connection.execute(query):
-            contents[account_id, record_id] = content
+        # Not by pairs: what SQLite makes of (account_id, record_id) IN (...) is a scan of the whole table.
+        for of_account, record_ids in _by_account(some).items():
+            query = select(row.record_id, row.content).where(
+                row.account_id == of_account, row.record_id.in_(record_ids)
+            )
+            found = await connection.execute(query)
+            contents |= {(of_account, record_id): content for record_id, content in found}
     return contents
 
 
-async def _add_up(connection: Connection, entries: Iterable[UsageEntry]) -> None:
-    """Add records to the sums of their hours."""
-    units: Counter[tuple[str, str, int, str]] = Counter()
-    records: Counter[tuple[str, str, int, str]] = Counter()
-    for entry in entries:
-        hour = entry.occur_time - entry.occur_time % HOUR
-        group = entry.account_id, entry.record.key_id, hour, entry.record.operation
-        units[group] += entry.record.units
-        records[group] += 1
-    if not records:
-        return
-    added = inserting(connection, usage_hours)
-    old, new = usage_hours.c, added.excluded
-    total = case((old.units > _MOST - new.units, _MOST), else_=old.units + new.units)
-    summed = added.on_conflict_do_update(
-        index_elements=usage_hours.primary_key, set_={"units": total, "records": old.records + new.records}
-    )
-    names = [column.name for column in usage_hours.primary_key]
-    rows = [
-        dict(zip(names, group, strict=True)) | {"units": min(units[group], _MOST), "records": records[group]}
-        for group in sorted(records)
-    ]
-    await connection.execute(summed, rows)
+def _by_account(identities: Iterable[_Identity]) -> dict[str, list[str]]:
+    record_ids: dict[str, list[str]] = {}
+    for account_id, record_id in identities:
+        record_ids.setdefault(account_id, []).append(record_id)
+    return record_ids

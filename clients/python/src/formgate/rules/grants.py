@@ -159,4 +159,5 @@ class Grants:
         granted = self._by_resource
         if not granted:
             return []
-        return [granted[path] for resource in resources for path in ancestors(resource) if path in granted]
+        covering = {path: granted[path] for each in resources for path in ancestors(each) if path in granted}
+        return list(covering.values())

@@ -28,6 +28,8 @@ class Standing:
     api_groups: frozenset[str]
     """Empty: all."""
     grants: Grants
+    ceiling: Grants | None = None
+    """The creator's rights, where a key never exceeds them."""
 
 
 class Wanted(NamedTuple):
@@ -60,4 +62,7 @@ def denial(key: Standing, wanted: Wanted, now: int) -> Reason | None:
         return Reason.API_GROUP_NOT_ALLOWED
     if wanted.level is None:
         return Reason.PERMISSION_DENIED
-    return key.grants.denial(wanted.permissions, wanted.level, wanted.resources)
+    reason = key.grants.denial(wanted.permissions, wanted.level, wanted.resources)
+    if reason is None and key.ceiling is not None:
+        return key.ceiling.denial(wanted.permissions, wanted.level, wanted.resources)
+    return reason

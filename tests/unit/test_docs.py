@@ -1,0 +1,70 @@
+"""What the documentation lists is what the code has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from formgate.rules.reason import Reason
+from formgate_server.policies import policy, wording
+
+PAGE = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "The file": policy._Policy,
+    "Keys": policy._Keys,
+    "Address rules": policy._AddressRules,
+    "Plans": policy._Plan,
+    "Limits": policy._Limit,
+    "Denials": policy._Denial,
+}
+
+
+def _section(heading: str) -> str:
+    """Return what stands under a heading, up to the next one of any depth."""
+    found = re.search(rf"^##+ {re.escape(heading)}\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert found, f"docs/policies.md has no section {heading}"
+    return found[1]
+
+
+def _default(field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True)
+    if default is PydanticUndefined:
+        return "required"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    if isinstance(default, str):
+        return f'`"{default}"`'
+    return "none" if default is None or default in ([], {}) or isinstance(default, BaseModel) else str(default)
+
+
+def test_every_model_of_the_file_has_a_section() -> None:
+    """No part of a policy file is left out."""
+    assert set(SECTIONS.values()) == set(policy._File.__subclasses__())
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_every_field_of_a_policy_is_explained_with_its_default(heading: str) -> None:
+    """A section's table has every field in the order of the code, with the default that it really has, and no other."""
+    rows = re.findall(r"^\| `(\w+)` \| .+? \| (\S+) \| \S", _section(heading), re.MULTILINE)
+    assert rows == [(name, _default(field)) for name, field in SECTIONS[heading].model_fields.items()]
+
+
+def test_every_placeholder_is_explained() -> None:
+    """The placeholders that the page has are those that a body may hold; it says which a header may hold too."""
+    rows = re.findall(r"^\| `\{(\w+)\}` \| (.+?) \|", PAGE, re.MULTILINE)
+    assert {name for name, _ in rows} == policy._PLACEHOLDERS
+    assert {name for name, where in rows if "header" in where} == policy._IN_HEADERS
+
+
+def test_the_usual_words_are_shown() -> None:
+    """The page has every reason's usual status and message, and the usual body."""
+    rows = re.findall(r"^\| ([A-Z_]+) \| (\d+) \| (.+) \|$", _section("The usual words"), re.MULTILINE)
+    denials = [reason for reason in Reason if reason is not Reason.OK]
+    assert rows == [(each.name, str(wording.STATUSES[each]), wording.MESSAGES[each]) for each in denials]
+    assert f"`{wording.BODY}`" in _section("The usual words")
