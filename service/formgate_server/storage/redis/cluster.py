@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 from binascii import crc_hqx
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from formgate_server.storage.redis.base import Client, OnState
 from formgate_server.storage.redis.connection import Connection
@@ -98,7 +99,7 @@ class RedisCluster(Client):
             await self._stale.wait()
             self._stale.clear()
             try:
-                self._adopt(await self._ask_for_map())
+                self._adopt(await find_primaries(self._known(), self._options))
             except NotReadyError as error:
                 self._why = str(error)
             # Whether told or not, the first attempt is over, and nobody waits for another.
@@ -111,23 +112,14 @@ class RedisCluster(Client):
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - so that not all come at once
             pause = min(_LONGEST_PAUSE, pause * 2)
 
-    async def _ask_for_map(self) -> list[tuple[int, int, Address]]:
-        known = list(self._nodes)
-        random.shuffle(known)
-        known.sort(key=lambda address: not self._nodes[address].up)
-        reasons = set()
-        for address in dict.fromkeys([*known, *self._options.target.addresses]):
-            try:
-                async with asyncio.timeout(self._timeout):
-                    reply = await ask_once(address, self._options, self._options.target.login, "CLUSTER", "SLOTS")
-                if ranges := _ranges(reply, address):
-                    return ranges
-                reasons.add(f"{address} has no slots")
-            except (OSError, NotReadyError) as error:
-                reasons.add(str(error) or f"{address} does not answer")
-        raise NotReadyError(f"no node has told which slots there are: {'; '.join(sorted(reasons))}")
+    def _known(self) -> list[Address]:
+        """Return the nodes, those first that answer."""
+        nodes = list(self._nodes.values())
+        random.shuffle(nodes)
+        nodes.sort(key=lambda node: not node.up)
+        return list(dict.fromkeys([*(node.address for node in nodes), *self._options.target.addresses]))
 
-    def _adopt(self, ranges: list[tuple[int, int, Address]]) -> None:
+    def _adopt(self, ranges: list[Range]) -> None:
         slots: list[Node | None] = [None] * _SLOTS
         for first, last, address in ranges:
             slots[first : last + 1] = [self._node(address)] * (last + 1 - first)
@@ -171,10 +163,30 @@ async def _at(address: Address) -> Address:
     return address
 
 
-def _ranges(reply: list[Any], asked: Address) -> list[tuple[int, int, Address]]:
-    """Return the first and the last slot of each range, and the primary that has it."""
-    ranges = []
-    for first, last, primary, *_ in reply:
-        host, port = primary[0], primary[1]
-        ranges.append((first, last, Address(host.decode() if host else asked.host, port)))
-    return ranges
+class Range(NamedTuple):
+    """The slots from ``first`` to ``last``, and the primary that has them."""
+
+    first: int
+    last: int
+    primary: Address
+
+
+async def find_primaries(nodes: Iterable[Address], options: Options) -> list[Range]:
+    """Return who has which slots, by the first of these nodes that tells. Raises NotReadyError when none does."""
+    reasons = set()
+    for address in nodes:
+        try:
+            async with asyncio.timeout(options.timeout):
+                reply = await ask_once(address, options, options.target.login, "CLUSTER", "SLOTS")
+            if reply:
+                return [_range(fields, address) for fields in reply]
+            reasons.add(f"{address} has no slots")
+        except (OSError, NotReadyError) as error:
+            reasons.add(str(error) or f"{address} does not answer")
+    raise NotReadyError(f"no node has told which slots there are: {'; '.join(sorted(reasons))}")
+
+
+def _range(fields: list[Any], asked: Address) -> Range:
+    first, last, primary, *_ = fields
+    host, port = primary[0], primary[1]
+    return Range(first, last, Address(host.decode() if host else asked.host, port))
