@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class Facts:
     """What a primary says of itself. None: it does not let us know."""
 
     address: Address
-    version: str
+    version: str | None
     eviction: str | None
     """``maxmemory-policy``."""
     replicas: int | None
@@ -34,8 +35,9 @@ class Facts:
     @property
     def problems(self) -> Iterator[str]:
         """For each thing that keeps Formgate from running on it: what is so, and what to do."""
-        numbers = tuple(int(number) for number in re.findall(r"\d+", self.version)[:2])
-        if numbers < _OLDEST:
+        if self.version is None:
+            yield f"{self.address} does not say its version: allow this user INFO (ACL: +info)"
+        elif tuple(int(number) for number in re.findall(r"\d+", self.version)[:2]) < _OLDEST:
             yield f"{self.address} is Redis {self.version}: use Redis 6.2 or newer, or Valkey"
         if self.eviction is None:
             yield (
@@ -69,7 +71,8 @@ async def _primaries(options: Options) -> list[Address]:
 
 
 async def _facts(address: Address, options: Options) -> Facts:
-    connection = await meet_primary(address, options, ())
+    async with asyncio.timeout(options.timeout):
+        connection = await meet_primary(address, options, ())
     try:
         server = await _info(connection, "INFO", "server")
         memory = await _info(connection, "INFO", "memory")
@@ -81,7 +84,7 @@ async def _facts(address: Address, options: Options) -> Facts:
     replicas = replication.get("connected_slaves")
     return Facts(
         address=address,
-        version=server.get("redis_version", "unknown"),
+        version=server.get("redis_version"),
         eviction=eviction,
         replicas=None if replicas is None else int(replicas),
         replid_in_scripts="master_replid" in in_script,

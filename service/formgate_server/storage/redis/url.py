@@ -105,7 +105,10 @@ def _parameters(query: str, kind: str, *, tls: bool) -> dict[str, str]:
             raise ValueError(f"{name} is for rediss:// URLs, which use TLS")
         if name not in known:
             # Its name is not shown: behind a `?` in a password that was not written as %3F, it is a secret's rest.
-            raise ValueError(f"a Redis URL has an unknown parameter behind '?'; known here: {', '.join(sorted(known))}")
+            raise ValueError(
+                f"a Redis URL has an unknown parameter behind '?'; known here: {', '.join(sorted(known))} "
+                "(in a password, write ? as %3F)"
+            )
     return parameters
 
 
@@ -126,8 +129,7 @@ def _address(text: str, default_port: int) -> Address:
     if not host:
         raise ValueError("a Redis URL names a host: redis://host:port/0")
     if not port.isascii() or not port.isdigit() or not 0 < int(port) <= 65_535:  # noqa: PLR2004 - TCP
-        # What stands there may be a password's rest, behind a `/` or `@` that was not written as %2F or %40.
-        raise ValueError("a Redis URL's port is a number from 1 to 65535 (in a password, write / as %2F, @ as %40)")
+        raise ValueError("a Redis URL's port is a number from 1 to 65535")
     return Address(host, int(port))
 
 
