@@ -13,6 +13,8 @@ No error here, and no ``repr``, shows a password.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 from urllib.parse import parse_qsl, unquote
@@ -157,20 +159,28 @@ def _tls(parameters: dict[str, str]) -> ssl.SSLContext:
     check = parameters.get("ssl_check_hostname", "true").lower()
     if check not in ("true", "false"):
         raise ValueError("ssl_check_hostname is true or false")
-    context = ssl.create_default_context()
-    context.check_hostname = check == "true"
-    try:
-        if authorities := parameters.get("ssl_ca_certs"):
-            # Those alone: a private authority is named so that no public one can stand in for it.
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.minimum_version = ssl.TLSVersion.TLSv1_2
-            context.check_hostname = check == "true"
+    authorities, certificate = parameters.get("ssl_ca_certs"), parameters.get("ssl_certfile")
+    if authorities:
+        # Those alone: a private authority is named so that no public one can stand in for it.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        with _reading("ssl_ca_certs", authorities):
             context.load_verify_locations(authorities)
-        if certificate := parameters.get("ssl_certfile"):
+    else:
+        context = ssl.create_default_context()
+    context.check_hostname = check == "true"
+    if certificate:
+        with _reading("ssl_certfile", certificate):
             context.load_cert_chain(certificate, parameters.get("ssl_keyfile"))
-        elif parameters.get("ssl_keyfile"):
-            raise ValueError("ssl_keyfile goes with ssl_certfile")
-    except OSError as error:  # ssl.SSLError is one
-        reason = error.strerror or "not a PEM file of that kind"
-        raise ValueError(f"a Redis URL's TLS file cannot be read: {error.filename or 'ssl_*'}: {reason}") from error
+    elif parameters.get("ssl_keyfile"):
+        raise ValueError("ssl_keyfile goes with ssl_certfile")
     return context
+
+
+@contextmanager
+def _reading(parameter: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # ssl.SSLError is one
+        reason = error.strerror if not isinstance(error, ssl.SSLError) else "not a PEM file of that kind"
+        raise ValueError(f"{parameter} of a Redis URL cannot be read: {path}: {reason}") from error
