@@ -51,7 +51,7 @@ async def upgrade(url: str | URL) -> None:
 
 
 async def check(database: Database) -> None:
-    """See to it that the database is of this version, and durable. Raises UnfitDatabaseError saying what to do about it."""
+    """See to it that the database is of this version, and durable. Raises UnfitDatabaseError saying what to do."""
     async with database.reading() as connection:
         revision = await connection.run_sync(_current)
     if revision != head():
