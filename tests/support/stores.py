@@ -135,9 +135,9 @@ def database_url(file: Path) -> URL:
 
 
 @asynccontextmanager
-async def opened(file: Path) -> AsyncIterator[Database]:
-    """Open a migrated SQLite file for a while."""
-    database = open_database(database_url(file))
+async def opened(place: Path | URL) -> AsyncIterator[Database]:
+    """Open a migrated SQLite file, or the database of a URL, for a while."""
+    database = open_database(database_url(place) if isinstance(place, Path) else place)
     try:
         yield database
     finally:
@@ -154,8 +154,8 @@ async def empty_database(folder: Path, file: Path) -> None:
     shutil.copyfile(template, file)
 
 
-def sqlite_stores(database: Database) -> Stores:
-    """Return stores over an SQLite database."""
+def sql_stores(database: Database) -> Stores:
+    """Return stores over an SQL database."""
 
     async def hours() -> Hours:
         async with database.reading() as connection:
@@ -166,6 +166,9 @@ def sqlite_stores(database: Database) -> Stores:
     registry = SqlRegistry(database, AUDIT_KEYS)
     usage, reservations, epochs = SqlUsageLedger(database), SqlReservations(database), SqlEpochs(database)
     return Stores(registry, keys, usage, reservations, epochs, hours)
+
+
+sqlite_stores = sql_stores
 
 
 def cached(stores: Stores) -> Stores:
