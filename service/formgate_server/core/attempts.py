@@ -6,6 +6,7 @@ number: the instant from which on nothing is used up (the generic cell rate algo
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -56,7 +57,7 @@ class Attempts:
         burst = 2 * in_all - self.at_once  # those under way may all be spent after the last was let through
         self._of_all = _Allowance(-(-_SECOND // in_all), burst)
         self._of_nobody = _Allowance(2 * self._of_all.interval, -(-burst // 2))
-        self._addresses: dict[int, int] = {}
+        self._addresses: OrderedDict[int, int] = OrderedDict()  # a dict takes ever longer to tell its first
         self._all = self._nobody = monotonic_ns()
 
     def __len__(self) -> int:

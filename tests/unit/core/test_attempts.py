@@ -149,16 +149,16 @@ def test_a_hundred_thousand_addresses_fill_no_memory() -> None:
     counted = Attempts(clock := Seconds(), per_address=1, in_all=200)
     tracemalloc.start()
     for number in range(100_000):
-        spend(counted, f"2001:db8:{number >> 16:x}:{number & 0xFFFF:x}::1")
+        counted.spend_attempt(f"2001:db8:{number >> 16:x}:{number & 0xFFFF:x}::1")
     grown = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert len(counted) == attempts._MOST_ADDRESSES
-    assert grown < 5_000_000, f"{grown} bytes on Python {sys.version}"
+    assert grown < 6_000_000, f"{grown} bytes on Python {sys.version}"
     assert counted.retry_after("2001:db8:1:869f::1") is not None
     assert counted.retry_after("2001:db8:0:0::1") is None  # it has left
     clock.now += 61
     for number in range(attempts._MOST_ADDRESSES):
-        spend(counted, HERE)
+        counted.spend_attempt(HERE)
         assert len(counted) <= attempts._MOST_ADDRESSES - number or len(counted) == 1
     assert len(counted) == 1
 
