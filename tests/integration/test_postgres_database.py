@@ -301,6 +301,21 @@ async def test_a_row_that_somebody_holds(url: URL, postgres_server: PostgresServ
         await other.close()
 
 
+async def test_a_change_that_goes_on_and_on(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction has an end, however short its statements are: who follows the changes relies on that."""
+    monkeypatch.setattr(database, "_parts", database._parts._replace(transaction_seconds=0.3))
+
+    async def drag() -> None:
+        async with database.writing() as connection:
+            await connection.execute(text("UPDATE accounts SET epoch = 99"))
+            for _ in range(100):
+                await connection.execute(text("SELECT pg_sleep(0.02)"))
+
+    with pytest.raises(UnavailableError, match=AWAY):
+        await drag()
+    assert await epoch_of(database) == 1
+
+
 STORM = """
 import asyncio, sys
 from sqlalchemy import make_url

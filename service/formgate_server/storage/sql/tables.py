@@ -52,6 +52,16 @@ accounts = Table(
     Index(None, "create_time", "account_id"),
 )
 
+# Every new epoch, for the processes that follow (docs/adr/0010). `time` is the database's own clock.
+changes = Table(
+    "changes",
+    metadata,
+    Column("account_id", _Id, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("time", BigInteger, nullable=False),
+    Index(None, "time"),
+)
+
 keys = Table(
     "keys",
     metadata,
@@ -177,6 +187,20 @@ usage_records = Table(
     Column("tags", JSON, nullable=False),
     Column("charge_units", BigInteger),
     Column("refund_request_id", _Id, nullable=False),
+    Index(None, "occur_time"),
+)
+
+# What usage records want charged or given back, until that is done.
+usage_outbox = Table(
+    "usage_outbox",
+    metadata,
+    Column("account_id", _Id, primary_key=True),
+    Column("record_id", _Id, primary_key=True),
+    Column("key_id", _Id, nullable=False),
+    Column("charge_units", BigInteger, nullable=False),
+    Column("refund_request_id", _Id, nullable=False),
+    Column("time", BigInteger, nullable=False),
+    Index(None, "time"),
 )
 
 # Sums by key and operation of the hour (UTC) that begins at `hour`.
@@ -190,6 +214,7 @@ usage_hours = Table(
     Column("units", BigInteger, nullable=False),
     Column("records", BigInteger, nullable=False),
     Index(None, "account_id", "hour"),
+    Index(None, "hour"),
     sqlite_with_rowid=False,
 )
 
@@ -203,16 +228,21 @@ usage_tag_hours = Table(
     Column("value", _Sorted, primary_key=True),
     Column("units", BigInteger, nullable=False),
     Column("records", BigInteger, nullable=False),
+    Index(None, "hour"),
     sqlite_with_rowid=False,
 )
 
-# Counters as they stood, and how many units more may have been charged since.
+# Counters as they stood, and how many units more may have been charged since; `serial` orders the marks of one counter
+# where several processes raise it. From `expire_time` on nothing of it counts any more, and the row may go.
 reservations = Table(
     "reservations",
     metadata,
     Column("counter_id", _Sorted, primary_key=True),
     Column("state", JSON, nullable=False),
     Column("ahead", BigInteger, nullable=False),
+    Column("serial", BigInteger, nullable=False, server_default="0"),
+    Column("expire_time", BigInteger),
+    Index(None, "expire_time"),
     sqlite_with_rowid=False,
 )
 
