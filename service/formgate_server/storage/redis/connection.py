@@ -15,7 +15,7 @@ import hiredis
 from formgate_server.storage.redis.url import Address
 
 _NOT_YET: Final = object()
-_GRACE = 0.01
+GRACE = 0.01
 """Seconds that an overdue answer may still take: it may lie in the socket while our own loop was busy elsewhere."""
 
 
@@ -189,7 +189,7 @@ class Connection(asyncio.Protocol):
             oldest = self._in_flight[0]
             due = oldest.sent + self._timeout
             if due <= now:
-                self._watch = self._loop.call_later(_GRACE, self._look_again, oldest)
+                self._watch = self._loop.call_later(GRACE, self._look_again, oldest)
                 return
         elif self._queue:
             due = now
@@ -198,7 +198,7 @@ class Connection(asyncio.Protocol):
         while self._replicating and self._queue and self._queue[0].sent + self._timeout <= now:
             del self._chunks[0]
             self._queue.pop(0).unsent("others waited for replicas before it")
-        self._watch = self._loop.call_later(max(due - now, _GRACE), self._look)
+        self._watch = self._loop.call_later(max(due - now, GRACE), self._look)
 
     def _look_again(self, oldest: Entry) -> None:
         self._watch = None

@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 
 import hiredis
 
-from formgate_server.storage.redis.connection import Connection
+from formgate_server.storage.redis.connection import GRACE, Connection
 from formgate_server.storage.redis.errors import LostAnswer, StoreUnavailable
 from formgate_server.storage.redis.script import Script
 
@@ -129,7 +129,10 @@ class Request:
     def expire_at_deadline(self, loop: asyncio.AbstractEventLoop) -> None:
         """Fail at the deadline: from here on no connection's own timeout is early enough."""
         if self._expiry is None:
-            self._expiry = loop.call_at(self.deadline, self._expire)
+            self._expiry = loop.call_at(self.deadline, self._expire_soon, loop)
+
+    def _expire_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._expiry = loop.call_later(GRACE, self._expire)
 
     def _expire(self) -> None:
         self.fail(
