@@ -36,8 +36,8 @@ class Entry(Protocol):
         """Take the reply; an error reply is a ``hiredis.ReplyError``."""
         ...
 
-    def lost(self, detail: str) -> None:
-        """It was sent and its answer will not come: it may have been run."""
+    def lost(self, detail: str, *, again: bool = True) -> None:
+        """It was sent and its answer will not come: it may have been run. ``again``: it is of use to send it again."""
         ...
 
     def unsent(self, detail: str) -> None:
@@ -59,7 +59,7 @@ class Question:
         if not self.reply.done():
             self.reply.set_result(reply)
 
-    def lost(self, detail: str) -> None:
+    def lost(self, detail: str, *, again: bool = True) -> None:  # noqa: ARG002 - it is not sent again
         """Have no reply."""
         if not self.reply.done():
             self.reply.set_exception(ConnectionError(detail))
@@ -261,12 +261,12 @@ class _Replication:
             for each in self._held:
                 each.release()
         else:
-            self.lost("not replicated")
+            self.lost("not replicated", again=False)
         self._done()
 
-    def lost(self, detail: str) -> None:
+    def lost(self, detail: str, *, again: bool = True) -> None:
         for each in self._held:
-            each.lost(detail)
+            each.lost(detail, again=again)
 
     unsent = lost
 
@@ -293,9 +293,9 @@ class _Held:
             self._entry.answered(self._reply)
             self._entry = None
 
-    def lost(self, detail: str) -> None:
+    def lost(self, detail: str, *, again: bool = True) -> None:
         if self._entry is not None:
-            self._entry.lost(detail)
+            self._entry.lost(detail, again=again)
             self._entry = None
 
     unsent = lost

@@ -112,10 +112,10 @@ class Request:
         if not self.future.done():
             self.future.set_result(reply)
 
-    def lost(self, detail: str) -> None:
-        """It may have been run. Try again if that does no harm and there is time."""
+    def lost(self, detail: str, *, again: bool = True) -> None:
+        """It may have been run. Try again if that is of use, does no harm, and there is time."""
         self.may_have_run = True
-        if self.repeatable:
+        if again and self.repeatable:
             self._owner.failed(self)
         else:
             self.fail(LostAnswer(detail))
@@ -164,8 +164,9 @@ class _InFull:
         self._connection.loading.discard(self._sha1)
         self._request.answered(reply)
 
-    def lost(self, detail: str) -> None:
-        self._request.lost(detail)
+    def lost(self, detail: str, *, again: bool = True) -> None:
+        self._connection.loading.discard(self._sha1)
+        self._request.lost(detail, again=again)
 
     def unsent(self, detail: str) -> None:
         self._request.unsent(detail)
