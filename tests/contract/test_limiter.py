@@ -83,6 +83,20 @@ class Marks:
         for _ in range(self.patience):
             await asyncio.sleep(0)
 
+    async def advance(self, marks: Mapping[str, Reserved]) -> Collection[str]:
+        """See ``Reservations``."""
+        higher = {each: mark for each, mark in marks.items() if mark.serial > self.serial(each)}
+        await self.save(higher)
+        return set(higher)
+
+    async def forget(self, before: int, most: int) -> int:
+        """See ``Reservations``."""
+        raise AssertionError("a limiter forgets no marks")
+
+    def serial(self, counter_id: str) -> int:
+        """Return the serial of the mark that is there; -1: there is none."""
+        return self.held[counter_id].serial if counter_id in self.held else -1
+
     async def _wait(self) -> None:
         for _ in range(self.patience):
             await asyncio.sleep(0)
@@ -497,11 +511,11 @@ async def test_a_refund_gives_back_once(world: World) -> None:
     limits = [counter(amount=100, per=per, name=str(per)) for per in (*ENDS, MINUTELY)]
     await charge(world.limiter, limits, cost=1)
     await charge(world.limiter, limits, cost=7, request_id="r1")
-    await world.limiter.refund("k2", "r1")
-    await world.limiter.refund("k1", "r2")
+    await world.limiter.refund("acme", "k2", "r1")
+    await world.limiter.refund("acme", "k1", "r2")
     assert await used(world.limiter, limits) == [8] * 5
-    await world.limiter.refund("k1", "r1")
-    await world.limiter.refund("k1", "r1")
+    await world.limiter.refund("acme", "k1", "r1")
+    await world.limiter.refund("acme", "k1", "r1")
     assert await used(world.limiter, limits) == [1] * 5
 
 
@@ -511,7 +525,7 @@ async def test_a_refund_is_of_its_own_sub_window(world: World) -> None:
     await charge(world.limiter, limits, cost=5, request_id="r1")
     world.clock.time += 30 * SECOND
     await charge(world.limiter, limits, cost=5)
-    await world.limiter.refund("k1", "r1")
+    await world.limiter.refund("acme", "k1", "r1")
     assert await used(world.limiter, limits) == [5]
     world.clock.time += 31 * SECOND  # the older sub-window has left
     assert await used(world.limiter, limits) == [5]
@@ -526,7 +540,7 @@ async def test_a_refund_does_not_reach_into_a_new_period(world: World) -> None:
     await charge(world.limiter, (daily, monthly), cost=4, request_id="r1")
     world.clock.time = TODAY + DAY
     await charge(world.limiter, (daily, monthly), cost=3)
-    await world.limiter.refund("k1", "r1")
+    await world.limiter.refund("acme", "k1", "r1")
     assert await used(world.limiter, (daily, monthly)) == [3, 3]
 
 
@@ -535,7 +549,7 @@ async def test_a_refund_comes_too_late_after_60_seconds(world: World) -> None:
     limits = (counter(amount=10, per=DAILY),)
     await charge(world.limiter, limits, cost=4, request_id="r1")
     world.clock.time += REMEMBERED
-    await world.limiter.refund("k1", "r1")
+    await world.limiter.refund("acme", "k1", "r1")
     assert await used(world.limiter, limits) == [4]
 
 
@@ -544,7 +558,7 @@ async def test_a_refund_gives_back_nothing_that_was_not_charged(world: World) ->
     daily = counter(amount=10, per=DAILY)
     await charge(world.limiter, (replace_amount(daily, None),), cost=4, request_id="r1")
     await charge(world.limiter, (daily,), cost=5)
-    await world.limiter.refund("k1", "r1")
+    await world.limiter.refund("acme", "k1", "r1")
     assert await used(world.limiter, (daily,)) == [5]
 
 
@@ -552,7 +566,7 @@ async def test_what_is_refunded_can_be_charged_again(world: World) -> None:
     """Also by a repetition of the request: it is forgotten."""
     limits = (counter(amount=10, per=DAILY),)
     await charge(world.limiter, limits, cost=10, request_id="r1")
-    await world.limiter.refund("k1", "r1")
+    await world.limiter.refund("acme", "k1", "r1")
     assert (await charge(world.limiter, limits, cost=10, request_id="r1")).denied is None
     assert (await charge(world.limiter, limits, cost=1)).denied is not None
 
@@ -561,9 +575,9 @@ async def test_what_is_refunded_can_be_charged_again(world: World) -> None:
 async def test_an_adjustment_overdraws(world: World, per: Per) -> None:
     """It charges beyond the amount; nothing remains then, never less, and every unit counts for its time."""
     limits = (counter(amount=10, per=per),)
-    await world.limiter.adjust(limits, 7)
+    await world.limiter.adjust("acme", limits, 7, once="a1")
     assert await used(world.limiter, limits) == [7]
-    await world.limiter.adjust(limits, 25)
+    await world.limiter.adjust("acme", limits, 25, once="a2")
     looked = await charge(world.limiter, limits, cost=0)
     assert (looked.denied, looked.standings[0].remaining) == (limits[0].limit, 0)
     assert await used(world.limiter, [replace_amount(limits[0], WIDE)]) == [32]
@@ -571,10 +585,21 @@ async def test_an_adjustment_overdraws(world: World, per: Per) -> None:
         assert (await world.used_after_a_crash(limits))[0] >= 32
 
 
+async def test_an_adjustment_is_made_once(world: World) -> None:
+    """Repeated under its name, also at once and with other units, it charges nothing again; another name does."""
+    limits = (counter(per=DAILY), counter(per=MINUTELY, name="rate"))
+    again = [world.limiter.adjust("acme", limits, units, once="a1") for units in (7, 7, 8)]
+    await asyncio.gather(*again)
+    await world.limiter.adjust("acme", limits, 7, once="a1")
+    assert await used(world.limiter, limits) == [7, 7]
+    await world.limiter.adjust("acme", limits, 7, once="a2")
+    assert await used(world.limiter, limits) == [14, 14]
+
+
 async def test_an_adjustment_of_an_unlimited_one_counts_nothing(world: World) -> None:
     """As a charge does: a limit that is set later begins at nothing."""
     daily = counter(amount=None, per=DAILY)
-    await world.limiter.adjust((daily,), 7)
+    await world.limiter.adjust("acme", (daily,), 7, once="a3")
     assert await used(world.limiter, (replace_amount(daily, 10),)) == [0]
 
 
@@ -694,7 +719,7 @@ async def test_a_refund_lowers_the_mark(world: World) -> None:
     limits = (counter(amount=1_000, per=DAILY),)
     await charge(world.limiter, limits, cost=700, request_id="r1")
     await quiet()
-    await world.limiter.refund("k1", "r1")
+    await world.limiter.refund("acme", "k1", "r1")
     await quiet()
     assert (await world.used_after_a_crash(limits))[0] <= 10
 
@@ -719,7 +744,7 @@ async def test_keys_with_amounts_of_their_own_share_a_counter(world: World) -> N
         spent += cost
         assert (await charge(world.limiter, (low,), key="k2", cost=12)).denied is None if spent == 0 else True
         await charge(world.limiter, (low,), key="k2", cost=12)
-        await world.limiter.adjust((low,), 1)
+        await world.limiter.adjust("acme", (low,), 1, once=f"a{spent}")
         spent += 1
         assert (await world.used_after_a_crash((high,)))[0] >= spent
 
@@ -776,7 +801,7 @@ async def test_a_counter_that_can_not_be_loaded_is_not_guessed(world: World) -> 
         with pytest.raises(UnavailableError):
             await charge(other, limits, cost=cost)
     with pytest.raises(UnavailableError):
-        await other.adjust(limits, 1)
+        await other.adjust("acme", limits, 1, once="a5")
     world.marks.broken = None
     assert await used(other, limits) == [9]
 
@@ -806,7 +831,7 @@ async def test_an_overdraft_of_degraded_times_is_caught_up_too(world: World) -> 
     limits = (counter(amount=100, per=DAILY),)
     await charge(world.limiter, limits)
     world.marks.broken = UnavailableError
-    await world.limiter.adjust(limits, 250)
+    await world.limiter.adjust("acme", limits, 250, once="a6")
     world.marks.broken = None
     await quiet()
     assert (await world.used_after_a_crash(limits))[0] >= 251
@@ -966,6 +991,8 @@ class History:
             self.set_amount(number, amount)
         self.costliest = 0
         """The largest cost since everything came to rest: so much may be reserved for a while."""
+        self.adjusted = 0
+        """How many adjustments there were."""
         self.refunded = 0
         """What was given back since everything came to rest: marks follow a little later."""
         self.safe = True
@@ -1064,7 +1091,8 @@ class History:
 
     async def adjust(self, counters: tuple[Counter, ...], units: int) -> None:
         """Adjust, in the oracle too."""
-        await self.world.limiter.adjust(counters, units)
+        self.adjusted += 1
+        await self.world.limiter.adjust("acme", counters, units, once=f"a{self.adjusted}")
         now = self.clock.now()
         for of in counters:
             if of.limit.amount is not None:
@@ -1073,7 +1101,7 @@ class History:
 
     async def refund(self, key: str, request_id: str) -> None:
         """Refund, in the oracle too."""
-        await self.world.limiter.refund(key, request_id)
+        await self.world.limiter.refund("acme", key, request_id)
         time, cost, charged = self.remembered.pop((key, request_id), (0, 0, []))
         now = self.clock.now()
         if now >= time + REMEMBERED:

@@ -74,6 +74,10 @@ class UnavailableError(FormgateError):
     reason = "STORE_UNAVAILABLE"
 
 
+class LostAnswerError(UnavailableError):
+    """A store was asked, and its answer never came: what it was asked for may have been done, or not."""
+
+
 class UnimplementedError(FormgateError):
     """This server does not do that yet."""
 

@@ -121,7 +121,7 @@ class Limiter(Protocol):
 
         A present epoch below the charge's MUST be raised to it. With no counters only the epoch is compared. An
         admission with a ``request_id`` and a cost above 0 MUST be remembered for 60 seconds for its key; repeated, also
-        concurrently, it is admitted without being charged again.
+        concurrently, it is admitted without being charged again. Raises LostAnswerError where it may have been charged.
         """
         ...
 
@@ -129,6 +129,7 @@ class Limiter(Protocol):
         """Raise the account's epoch: when this has returned no charge with a lower one goes through.
 
         It MUST only rise. Where it is missing none is set: a new incarnation is left, so that a seed under way fails.
+        Raises UnavailableError where it may not be raised.
         """
         ...
 
@@ -136,35 +137,84 @@ class Limiter(Protocol):
         """Set the missing epoch, read from the database after ``charge`` told ``incarnation``; else do nothing."""
         ...
 
-    async def look(self, counters: Sequence[Counter]) -> tuple[Standing, ...]:
+    async def look(self, account_id: str, counters: Sequence[Counter]) -> tuple[Standing, ...]:
         """Tell where counters stand; charge nothing."""
         ...
 
-    async def adjust(self, counters: Sequence[Counter], units: int) -> None:
-        """Charge ``units`` to the counters beyond their amounts if need be."""
+    async def adjust(self, account_id: str, counters: Sequence[Counter], units: int, *, once: str) -> None:
+        """Charge ``units`` to the counters, beyond their amounts if need be.
+
+        ``once`` names this charge in the account: repeated within a day, also after a LostAnswerError, nothing is
+        charged again.
+        """
         ...
 
-    async def refund(self, key_id: str, request_id: str) -> None:
+    async def refund(self, account_id: str, key_id: str, request_id: str) -> None:
         """Give back what the admission with ``request_id`` was charged, once, while it is remembered."""
         ...
 
 
 class Reserved(NamedTuple):
-    """A counter's mark in the database: as it stood when written, and how much may have been charged since."""
+    """A counter's mark in the database: as it stood when written, and how much may have been charged since.
+
+    ``serial`` orders the marks of a counter that several processes raise: how much may ever have been charged to it,
+    on a count that never goes back; so ``serial - ahead`` was charged when it was written. 0: there is but one process.
+    ``expire_time``: from then on nothing of it counts any more; None: never.
+    """
 
     state: State
     ahead: int
+    serial: int = 0
+    expire_time: int | None = None
 
 
 class Reservations(Protocol):
     """The counters' marks in the database: a lost counters' store is seeded from them (docs/adr/0005)."""
 
     async def load(self, counter_ids: Collection[str]) -> Mapping[str, Reserved]:
-        """Return the marks that there are."""
+        """Return the marks that there are, read after the call began."""
         ...
 
     async def save(self, marks: Mapping[str, Reserved]) -> None:
         """Write marks, each replacing its counter's; durable when this returns."""
+        ...
+
+    async def advance(self, marks: Mapping[str, Reserved]) -> Collection[str]:
+        """Write those marks whose serial is above that of the one there, and return whose they are.
+
+        Durable when this returns. Two of the same counter at once: both end as if one had come after the other.
+        """
+        ...
+
+    async def forget(self, before: int, most: int) -> int:
+        """Delete at most ``most`` marks with an ``expire_time`` before ``before``, and return how many."""
+        ...
+
+
+class News(NamedTuple):
+    """The epochs of accounts that changed, and the time, by the database's clock, from which on to ask next."""
+
+    epochs: Mapping[str, int]
+    until: int
+
+
+class Epochs(Protocol):
+    """The accounts' epochs in the database, read from the primary."""
+
+    async def of(self, account_ids: Collection[str]) -> Mapping[str, int]:
+        """Return the epochs, read after the call began; of an account that is not there, none."""
+        ...
+
+    async def since(self, moment: int | None) -> News:
+        """Return the newest epoch of each account that changed since ``moment``; None: nothing but the time now.
+
+        It MUST NOT miss a change whose transaction began before ``moment`` and was committed after: ``until`` of the
+        call before may be given.
+        """
+        ...
+
+    async def forget(self, before: int, most: int) -> int:
+        """Delete at most ``most`` changes from before ``before``, and return how many."""
         ...
 
 

@@ -482,14 +482,14 @@ class Scripted:
         """See ``Limiter``."""
         self.seeded.append((account_id, epoch, incarnation))
 
-    async def look(self, counters: object) -> tuple[Standing, ...]:
+    async def look(self, account_id: str, counters: object) -> tuple[Standing, ...]:
         """See ``Limiter``."""
         return ()
 
-    async def adjust(self, counters: object, units: int) -> None:
+    async def adjust(self, account_id: str, counters: object, units: int, *, once: str) -> None:
         """See ``Limiter``."""
 
-    async def refund(self, key_id: str, request_id: str) -> None:
+    async def refund(self, account_id: str, key_id: str, request_id: str) -> None:
         """See ``Limiter``."""
 
 
@@ -677,14 +677,14 @@ class Flushed:
         await steps(self.rng)
         await self.limiter.seed(account_id, epoch, incarnation)
 
-    async def look(self, counters: object) -> tuple[Standing, ...]:
+    async def look(self, account_id: str, counters: object) -> tuple[Standing, ...]:
         """See ``Limiter``."""
         return ()
 
-    async def adjust(self, counters: object, units: int) -> None:
+    async def adjust(self, account_id: str, counters: object, units: int, *, once: str) -> None:
         """See ``Limiter``."""
 
-    async def refund(self, key_id: str, request_id: str) -> None:
+    async def refund(self, account_id: str, key_id: str, request_id: str) -> None:
         """See ``Limiter``."""
 
 

@@ -8,7 +8,7 @@ charge waits only where it has been reached.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -30,6 +30,9 @@ from formgate_server.core.ports import Charge, Charged, Clock, EpochMissing, Epo
 
 REMEMBERED = 60 * 1_000_000
 """How long an admission's request_id is remembered, in microseconds."""
+
+ADJUSTED = 24 * 60 * 60 * 1_000_000
+"""How long the name of an adjustment is remembered, in microseconds."""
 
 _MARKS_A_WRITE = 5_000
 
@@ -105,6 +108,9 @@ class MemoryLimiter:
         self._cells: dict[str, _Cell] = {}
         self._admissions: dict[tuple[str, str], _Admission] = {}
         self._admitted: deque[tuple[int, tuple[str, str]]] = deque()
+        self._adjusted: OrderedDict[tuple[str, str], int] = (
+            OrderedDict()
+        )  # the names of adjustments, each with its time
         self._wanted: dict[_Cell, int] = {}  # the marks to raise, each by how many units at least
         self._written = asyncio.Event()  # set when the write that takes what is wanted now has ended
         self._writer: asyncio.Task[None] | None = None
@@ -201,12 +207,12 @@ class MemoryLimiter:
         self._admissions[request] = _Admission(now, cost, charged)
         self._admitted.append((now, request))
 
-    async def look(self, counters: Sequence[Counter]) -> tuple[Standing, ...]:
+    async def look(self, account_id: str, counters: Sequence[Counter]) -> tuple[Standing, ...]:  # noqa: ARG002 - a counter's id is enough here
         """See ``Limiter.look``."""
         await self._load(counters)
         return self._told(counters, [self._cells[counter.id] for counter in counters], self._clock.now()).standings
 
-    async def adjust(self, counters: Sequence[Counter], units: int) -> None:
+    async def adjust(self, account_id: str, counters: Sequence[Counter], units: int, *, once: str) -> None:
         """See ``Limiter.adjust``."""
         counters = [counter for counter in counters if counter.limit.amount is not None]
         await self._load(counters)
@@ -214,14 +220,19 @@ class MemoryLimiter:
         while True:
             now = self._clock.now()
             states = [up_to_now(counter, cell.state, now) for counter, cell in zip(counters, cells, strict=True)]
+            if (account_id, once) in self._adjusted:
+                return
             if self._covered(counters, cells, states, units):
                 break
             await self._written.wait()
+        self._adjusted[account_id, once] = now
+        while abs(now - next(iter(self._adjusted.values()))) > ADJUSTED:
+            self._adjusted.popitem(last=False)
         for cell, state in zip(cells, states, strict=True):
             cell.state = add(state, units)
         self._note(cells, units)
 
-    async def refund(self, key_id: str, request_id: str) -> None:
+    async def refund(self, account_id: str, key_id: str, request_id: str) -> None:  # noqa: ARG002 - a key's id is enough here
         """See ``Limiter.refund``. A refunded admission is forgotten: repeated, it is charged again."""
         admission = self._admissions.pop((key_id, request_id), None)
         now = self._clock.now()
