@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.stores import Stores, account
 
 
@@ -42,12 +44,14 @@ async def test_what_changed_since_is_told(stores: Stores) -> None:
 async def test_a_change_that_was_undone_is_none(stores: Stores) -> None:
     """Epoch and row are of the change's own transaction."""
     began = (await stores.epochs.since(None)).until
-    try:
+
+    async def broken_off() -> None:
         async with stores.registry.transaction() as transaction:
             await transaction.raise_epoch("acme")
-            raise KeyError
-    except KeyError:
-        pass
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await broken_off()
     assert (await stores.epochs.since(began)).epochs == {}
     assert await stores.epochs.of(["acme"]) == {"acme": 1}
 

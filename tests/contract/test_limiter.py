@@ -801,7 +801,7 @@ async def test_keys_with_amounts_of_their_own_share_a_counter(world: World) -> N
         spent += cost
         assert (await charge(world.limiter, (low,), key="k2", cost=12)).denied is None if spent == 0 else True
         await charge(world.limiter, (low,), key="k2", cost=12)
-        await world.limiter.adjust("acme", (low,), 1, once="a4")
+        await world.limiter.adjust("acme", (low,), 1, once=f"a{spent}")
         spent += 1
         assert (await world.used_after_a_crash((high,)))[0] >= spent
 

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from formgate_server.core.errors import UnavailableError
 from formgate_server.core.model import UsageOutcome
-from formgate_server.storage.sql import engine, migrate
+from formgate_server.storage.sql import migrate, sqlite
 from formgate_server.storage.sql.engine import Database
 from formgate_server.storage.sql.fingerprints import Fingerprints
 from tests.support.stores import account, add_key, database_url, digest, entry, event, key, opened, sqlite_stores
@@ -204,7 +204,7 @@ async def test_a_change_cancelled_while_it_connects(file: Path) -> None:
 @pytest.mark.parametrize("step", range(12))
 async def test_when_everything_is_cancelled(file: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Even if the statement itself is cut off, as when a loop ends, the lock goes with the connection."""
-    monkeypatch.setattr(engine, "_BUSY_MILLISECONDS", 500)
+    monkeypatch.setattr(sqlite, "_BUSY_MILLISECONDS", 500)
     execute: Any = aiosqlite.Connection._execute
     waits = iter(range(1_000))
 
@@ -361,7 +361,7 @@ async def test_a_database_that_is_none(tmp_path: Path, content: bytes | None) ->
 
 async def test_a_database_that_another_holds(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that waits for too long for another process gives up; readers are served; then all goes on."""
-    monkeypatch.setattr(engine, "_BUSY_MILLISECONDS", 20)
+    monkeypatch.setattr(sqlite, "_BUSY_MILLISECONDS", 20)
     async with opened(file) as database:
         with closing(sqlite3.connect(file)) as other:
             other.execute("BEGIN IMMEDIATE")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +43,7 @@ from formgate_server.core.ports import (
     UsageEntry,
     UsageLedger,
 )
+from formgate_server.core.verdict import KeyRecord
 from formgate_server.storage.memory.counters import MemoryReservations
 from formgate_server.storage.memory.epochs import MemoryEpochs
 from formgate_server.storage.memory.keys import MemoryKeyStore
@@ -116,6 +117,17 @@ class Stores:
         return [row.event for row in reversed(rows)]
 
 
+@dataclass(frozen=True)
+class Unguarded:
+    """A KeyFinder that refuses no one."""
+
+    keys: KeyStore
+
+    async def find(self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = "") -> KeyRecord | None:
+        """See ``KeyFinder``."""
+        return await self.keys.find(digests, at_least=at_least)
+
+
 def memory_stores() -> Stores:
     """Return new stores in memory."""
     registry = MemoryRegistry(AUDIT_KEYS)
@@ -135,9 +147,9 @@ def database_url(file: Path) -> URL:
 
 
 @asynccontextmanager
-async def opened(file: Path) -> AsyncIterator[Database]:
-    """Open a migrated SQLite file for a while."""
-    database = open_database(database_url(file))
+async def opened(place: Path | URL) -> AsyncIterator[Database]:
+    """Open a migrated SQLite file, or the database of a URL, for a while."""
+    database = open_database(database_url(place) if isinstance(place, Path) else place)
     try:
         yield database
     finally:
@@ -154,8 +166,8 @@ async def empty_database(folder: Path, file: Path) -> None:
     shutil.copyfile(template, file)
 
 
-def sqlite_stores(database: Database) -> Stores:
-    """Return stores over an SQLite database."""
+def sql_stores(database: Database) -> Stores:
+    """Return stores over an SQL database."""
 
     async def hours() -> Hours:
         async with database.reading() as connection:
@@ -166,6 +178,9 @@ def sqlite_stores(database: Database) -> Stores:
     registry = SqlRegistry(database, AUDIT_KEYS)
     usage, reservations, epochs = SqlUsageLedger(database), SqlReservations(database), SqlEpochs(database)
     return Stores(registry, keys, usage, reservations, epochs, hours)
+
+
+sqlite_stores = sql_stores
 
 
 def cached(stores: Stores) -> Stores:

@@ -71,4 +71,4 @@ class SqlEpochs:
 
 
 async def _pairs(connection: Connection, query: Select[Any]) -> dict[str, int]:
-    return {account_id: epoch for account_id, epoch in await connection.execute(query)}
+    return {row[0]: row[1] for row in await connection.execute(query)}

@@ -32,6 +32,8 @@ metadata = MetaData(
 
 # Ids are compared by code point everywhere: a listing's order may not depend on a database's locale.
 _Id = String(64).with_variant(String(64, collation="C"), "postgresql")
+# So is what else is in an index: a new version of the system's locales would leave that wrongly sorted.
+_Sorted = Text().with_variant(Text(collation="C"), "postgresql")
 _Digest = LargeBinary(32)
 
 accounts = Table(
@@ -147,7 +149,7 @@ audit_events = Table(
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("create_time", BigInteger, nullable=False),
     Column("action", Text, nullable=False),
-    Column("target", Text, nullable=False),
+    Column("target", _Sorted, nullable=False),
     Column("token_id", _Id, nullable=False),
     Column("actor", Text, nullable=False),
     Column("actor_ip", Text, nullable=False),
@@ -208,7 +210,7 @@ usage_hours = Table(
     Column("account_id", _Id, primary_key=True),
     Column("key_id", _Id, primary_key=True),
     Column("hour", BigInteger, primary_key=True, autoincrement=False),
-    Column("operation", Text, primary_key=True),
+    Column("operation", _Sorted, primary_key=True),
     Column("units", BigInteger, nullable=False),
     Column("records", BigInteger, nullable=False),
     Index(None, "account_id", "hour"),
@@ -221,9 +223,9 @@ usage_tag_hours = Table(
     "usage_tag_hours",
     metadata,
     Column("account_id", _Id, primary_key=True),
-    Column("tag", Text, primary_key=True),
+    Column("tag", _Sorted, primary_key=True),
     Column("hour", BigInteger, primary_key=True, autoincrement=False),
-    Column("value", Text, primary_key=True),
+    Column("value", _Sorted, primary_key=True),
     Column("units", BigInteger, nullable=False),
     Column("records", BigInteger, nullable=False),
     Index(None, "hour"),
@@ -235,7 +237,7 @@ usage_tag_hours = Table(
 reservations = Table(
     "reservations",
     metadata,
-    Column("counter_id", Text, primary_key=True),
+    Column("counter_id", _Sorted, primary_key=True),
     Column("state", JSON, nullable=False),
     Column("ahead", BigInteger, nullable=False),
     Column("serial", BigInteger, nullable=False, server_default="0"),
@@ -248,6 +250,6 @@ reservations = Table(
 fingerprints = Table(
     "fingerprints",
     metadata,
-    Column("name", Text, primary_key=True),
-    Column("value", Text, primary_key=True),
+    Column("name", _Sorted, primary_key=True),
+    Column("value", _Sorted, primary_key=True),
 )
