@@ -13,6 +13,7 @@ import structlog
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 
+from formgate_server.backends import Counters, Parts, UnfitRedisError, open_counters
 from formgate_server.core.attempts import Attempts
 from formgate_server.core.authenticate import Authenticate
 from formgate_server.core.changes import Changes
@@ -27,7 +28,7 @@ from formgate_server.core.manage_accounts import ManageAccounts
 from formgate_server.core.manage_members import ManageMembers
 from formgate_server.core.manage_tokens import ManageTokens
 from formgate_server.core.policy import Policies
-from formgate_server.core.ports import Clock, KeyCache, Limiter, Registry, UsageLedger
+from formgate_server.core.ports import Clock, Registry, UsageLedger
 from formgate_server.core.read_account import ReadAccount
 from formgate_server.core.read_keys import ReadKeys
 from formgate_server.core.record_usage import RecordUsage
@@ -46,11 +47,11 @@ from formgate_server.rpc.methods import methods
 from formgate_server.settings import Settings
 from formgate_server.storage.data_folder import DataFolder, DataFolderError, read_keys
 from formgate_server.storage.guard import GuardedKeys
-from formgate_server.storage.memory.limiter import MemoryLimiter
 from formgate_server.storage.sealer import AesSealer
 from formgate_server.storage.sql import migrate
 from formgate_server.storage.sql.counters import SqlReservations
 from formgate_server.storage.sql.engine import Database, open_database
+from formgate_server.storage.sql.epochs import SqlEpochs
 from formgate_server.storage.sql.fingerprints import Fingerprints
 from formgate_server.storage.sql.keys import SqlKeyStore
 from formgate_server.storage.sql.parts import UnfitDatabaseError
@@ -144,7 +145,7 @@ def _explained() -> Iterator[None]:
     """Raise StartError for whatever keeps a server from starting."""
     try:
         yield
-    except (PolicyError, DataFolderError, UnavailableError, UnfitDatabaseError, OSError) as error:
+    except (PolicyError, DataFolderError, UnavailableError, UnfitDatabaseError, UnfitRedisError, OSError) as error:
         raise StartError(" ".join([str(error), *getattr(error, "__notes__", ())])) from error
     except DBAPIError as error:  # such as: permission denied for schema public
         message = f"the database refuses: {error.orig}"
@@ -162,9 +163,8 @@ class _Truth(NamedTuple):
 
 class _Stores(NamedTuple):
     registry: Registry
-    keys: KeyCache
     usage: UsageLedger
-    limiter: Limiter
+    counters: Counters
 
 
 async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
@@ -173,10 +173,14 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
     truth = await (_embedded if settings.database_url is None else _postgresql)(stack, settings)
     peppers, sealer = Peppers(truth.peppers), AesSealer(truth.sealing_keys)
     clock = SystemClock()
-    stores = await _open_stores(stack, settings, truth.database, policies, peppers, sealer, clock)
+    fingerprints = Fingerprints(truth.database)
+    await _check_secret_keys(fingerprints, "pepper", peppers.ids)
+    await _check_secret_keys(fingerprints, "sealing key", sealer.ids)
+    stores = await _open_stores(stack, settings, truth, policies, clock)
+    limiter, finder, max_staleness = stores.counters
     keeper = Keeper(peppers, sealer, policies)
     await _check_plans(stores.registry, policies)
-    changes = Changes(stores.registry, stores.limiter, clock)
+    changes = Changes(stores.registry, limiter, clock, max_staleness=max_staleness)
     stack.push_async_callback(changes.finish)
     tokens = ManageTokens(changes, policies, peppers)
     if truth.manager_token is not None:
@@ -185,14 +189,8 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
         await tokens.bootstrap(_read_token(settings.bootstrap_token_file))
     last_used = LastUsed()
     pulse = await stack.enter_async_context(_pulse(last_used, stores.registry))
-    attempts = Attempts(
-        time.monotonic_ns,
-        per_address=settings.invalid_attempts_per_minute or None,
-        in_all=settings.unknown_keys_per_second,
-    )
-    finder = GuardedKeys(stores.keys, attempts)
-    check_key = CheckKey(finder, stores.limiter, policies, peppers=peppers, clock=clock, last_used=last_used)
-    record_usage = RecordUsage(stores.usage, stores.registry, stores.limiter, policies, clock)
+    check_key = CheckKey(finder, limiter, policies, peppers=peppers, clock=clock, last_used=last_used)
+    record_usage = RecordUsage(stores.usage, stores.registry, limiter, policies, clock)
     stack.push_async_callback(record_usage.finish)
     authorization = AuthorizationServicer(check_key, record_usage)
     keys = KeyServicer(
@@ -208,7 +206,7 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
     accounts = AccountServicer(
         ManageAccounts(changes, policies),
         ManageMembers(changes, policies),
-        ReadAccount(stores.registry, stores.limiter, stores.usage, policies, clock),
+        ReadAccount(stores.registry, limiter, stores.usage, policies, clock),
         tokens,
     )
     dispatch = Dispatch(Authenticate(stores.registry, peppers, clock, time.monotonic))
@@ -261,27 +259,21 @@ def _given(settings: Settings, name: str) -> Path:
     return path
 
 
-async def _open_stores(  # noqa: PLR0913, PLR0917 - what stores are made of
-    stack: AsyncExitStack,
-    settings: Settings,
-    database: Database,
-    policies: Policies,
-    peppers: Peppers,
-    sealer: AesSealer,
-    clock: Clock,
+async def _open_stores(
+    stack: AsyncExitStack, settings: Settings, truth: _Truth, policies: Policies, clock: Clock
 ) -> _Stores:
-    """Put the stores over the database; the counters are in memory, and it holds their marks."""
-    if settings.redis_url is not None:
-        message = "FORMGATE_REDIS_URL: this version has no counters in Redis"
-        raise StartError(message)
-    fingerprints = Fingerprints(database)
-    await _check_secret_keys(fingerprints, "pepper", peppers.ids)
-    await _check_secret_keys(fingerprints, "sealing key", sealer.ids)
-    registry = SqlRegistry(database, peppers)
-    limiter = MemoryLimiter(clock, SqlReservations(database), on_degraded=_tell_degraded)
-    stack.push_async_callback(_close_limiter, limiter)
-    keys = CachedKeyStore(SqlKeyStore(database, policies), settings.key_cache_size)
-    return _Stores(registry, keys, SqlUsageLedger(database), limiter)
+    """Put the stores over the database."""
+    database = truth.database
+    reservations, epochs = SqlReservations(database), SqlEpochs(database)
+    cache = CachedKeyStore(SqlKeyStore(database, policies), settings.key_cache_size)
+    attempts = Attempts(
+        time.monotonic_ns,
+        per_address=settings.invalid_attempts_per_minute or None,
+        in_all=settings.unknown_keys_per_second,
+    )
+    parts = Parts(reservations, epochs, cache, GuardedKeys(cache, attempts), clock)
+    counters = await open_counters(stack, settings, parts)
+    return _Stores(SqlRegistry(database, Peppers(truth.peppers)), SqlUsageLedger(database), counters)
 
 
 async def _check_secret_keys(fingerprints: Fingerprints, name: str, ids: Sequence[str]) -> None:
@@ -313,20 +305,6 @@ def _read_token(path: Path) -> str:
         message = f"{path} must hold one line of {_SHORTEST_TOKEN} to {_LONGEST_TOKEN} printable ASCII characters"
         raise StartError(message)
     return token
-
-
-async def _close_limiter(limiter: MemoryLimiter) -> None:
-    try:
-        await limiter.close()
-    except UnavailableError:
-        _log.warning("the counters could not be written; after the restart they may count a block too much")
-
-
-def _tell_degraded(degraded: bool) -> None:  # noqa: FBT001 - told by position
-    if degraded:
-        _log.warning("the database takes no marks: limits are counted on, and may refill should this process end now")
-    else:
-        _log.info("the database takes marks again")
 
 
 class _Pulse:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, GCCollector, Info, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Info, PlatformCollector, ProcessCollector
 
 from formgate.rules.reason import Reason
 from formgate_server.core.model import UsageOutcome
@@ -21,6 +21,8 @@ _checks = Counter("formgate_checks", "Checks decided, by reason.", ["reason"], r
 checks = {
     reason: _checks.labels(reason.name) for reason in Reason
 }  # all from the start, and found without hashing labels
+_degraded = Gauge("formgate_degraded", "Whether a store is away, by which.", ["store"], registry=registry)
+degraded = {store: _degraded.labels(store) for store in ("counters", "database", "marks")}
 _usage_records = Counter("formgate_usage_records", "Usage records, by outcome.", ["outcome"], registry=registry)
 usage_records = {outcome: _usage_records.labels(outcome.name) for outcome in UsageOutcome}
 _unknown_keys = Counter(
