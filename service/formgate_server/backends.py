@@ -35,6 +35,8 @@ class Counters(NamedTuple):
     limiter: Limiter
     finder: KeyFinder
     max_staleness: int = 0
+    freshness: Freshness | None = None
+    """What this process knows of a database that it shares; None: it is the only one."""
 
 
 class Parts(NamedTuple):
@@ -79,7 +81,7 @@ async def _open_redis(stack: AsyncExitStack, settings: Settings, parts: Parts, u
     following = asyncio.create_task(follow.run())
     stack.push_async_callback(_end, following)
     finder = FreshKeys(parts.finder, parts.cache, freshness)
-    return Counters(limiter, finder, round(settings.max_staleness * 1_000_000))
+    return Counters(limiter, finder, round(settings.max_staleness * 1_000_000), freshness)
 
 
 async def _look_before(url: str) -> bool:

@@ -177,7 +177,7 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
     await _check_secret_keys(fingerprints, "pepper", peppers.ids)
     await _check_secret_keys(fingerprints, "sealing key", sealer.ids)
     stores = await _open_stores(stack, settings, truth, policies, clock)
-    limiter, finder, max_staleness = stores.counters
+    limiter, finder, max_staleness, freshness = stores.counters
     keeper = Keeper(peppers, sealer, policies)
     await _check_plans(stores.registry, policies)
     changes = Changes(stores.registry, limiter, clock, max_staleness=max_staleness)
@@ -209,7 +209,7 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
         ReadAccount(stores.registry, limiter, stores.usage, policies, clock),
         tokens,
     )
-    dispatch = Dispatch(Authenticate(stores.registry, peppers, clock, time.monotonic))
+    dispatch = Dispatch(Authenticate(stores.registry, peppers, clock, time.monotonic, freshness=freshness))
     http_host, _, http_port = settings.http.rpartition(":")
     http = HttpServer(http_host.strip("[]"), int(http_port), live=pulse.beats, ready=pulse.ready)
     stack.callback(http.close)
