@@ -414,10 +414,11 @@ async def test_a_primary_that_was_demoted(server: RedisServer, tmp_path: Path) -
 async def test_a_server_that_is_loading(tmp_path: Path) -> None:
     """While it loads its data set nothing is run and nobody waits; then it heals."""
     states = States()
-    with RedisServer(tmp_path / "redis", "--key-load-delay", "300") as server:
+    # It looks around every 2 MB; so slowly, that is ten times a second.
+    with RedisServer(tmp_path / "redis", "--key-load-delay", "50000", "--rdbcompression", "no") as server:
         async with connected(server.url(), states) as client:
             await count(client)
-            server.do("EVAL", "for i = 1, 3000 do redis.call('SET', i, i) end", 0)
+            server.do("EVAL", "for i = 1, 30 do redis.call('SET', i, string.rep('x', 1000000)) end", 0)
             server.do("SAVE")
             server.kill()
             server.start(wait=False)
