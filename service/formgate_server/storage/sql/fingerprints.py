@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from formgate_server.storage.sql.dialect import inserting
+from formgate_server.storage.sql.dialect import alone, inserting
 from formgate_server.storage.sql.tables import fingerprints
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class Fingerprints:
     async def check(self, name: str, values: Collection[str]) -> frozenset[str]:
         """Return the ids that are remembered by ``name``; where there are none, ``values`` are from now on."""
         async with self._database.writing() as connection:
+            await alone(connection, "fingerprints")  # of two with different ones, one is the first
             query = select(fingerprints.c.value).where(fingerprints.c.name == name)
             there = frozenset((await connection.execute(query)).scalars())
             if not there:
