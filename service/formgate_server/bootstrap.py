@@ -13,6 +13,7 @@ import structlog
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 
+from formgate_server.core.attempts import Attempts
 from formgate_server.core.authenticate import Authenticate
 from formgate_server.core.changes import Changes
 from formgate_server.core.check_key import CheckKey
@@ -26,7 +27,7 @@ from formgate_server.core.manage_accounts import ManageAccounts
 from formgate_server.core.manage_members import ManageMembers
 from formgate_server.core.manage_tokens import ManageTokens
 from formgate_server.core.policy import Policies
-from formgate_server.core.ports import Clock, KeyStore, Limiter, Registry, UsageLedger
+from formgate_server.core.ports import Clock, KeyCache, Limiter, Registry, UsageLedger
 from formgate_server.core.read_account import ReadAccount
 from formgate_server.core.read_keys import ReadKeys
 from formgate_server.core.record_usage import RecordUsage
@@ -44,6 +45,7 @@ from formgate_server.rpc.keys import KeyServicer
 from formgate_server.rpc.methods import methods
 from formgate_server.settings import Settings
 from formgate_server.storage.data_folder import DataFolder, DataFolderError, read_keys
+from formgate_server.storage.guard import GuardedKeys
 from formgate_server.storage.memory.limiter import MemoryLimiter
 from formgate_server.storage.sealer import AesSealer
 from formgate_server.storage.sql import migrate
@@ -160,7 +162,7 @@ class _Truth(NamedTuple):
 
 class _Stores(NamedTuple):
     registry: Registry
-    keys: KeyStore
+    keys: KeyCache
     usage: UsageLedger
     limiter: Limiter
 
@@ -183,7 +185,13 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
         await tokens.bootstrap(_read_token(settings.bootstrap_token_file))
     last_used = LastUsed()
     pulse = await stack.enter_async_context(_pulse(last_used, stores.registry))
-    check_key = CheckKey(stores.keys, stores.limiter, policies, peppers=peppers, clock=clock, last_used=last_used)
+    attempts = Attempts(
+        time.monotonic_ns,
+        per_address=settings.invalid_attempts_per_minute or None,
+        in_all=settings.unknown_keys_per_second,
+    )
+    finder = GuardedKeys(stores.keys, attempts)
+    check_key = CheckKey(finder, stores.limiter, policies, peppers=peppers, clock=clock, last_used=last_used)
     record_usage = RecordUsage(stores.usage, stores.registry, stores.limiter, policies, clock)
     stack.push_async_callback(record_usage.finish)
     authorization = AuthorizationServicer(check_key, record_usage)

@@ -23,3 +23,10 @@ checks = {
 }  # all from the start, and found without hashing labels
 _usage_records = Counter("formgate_usage_records", "Usage records, by outcome.", ["outcome"], registry=registry)
 usage_records = {outcome: _usage_records.labels(outcome.name) for outcome in UsageOutcome}
+_unknown_keys = Counter(
+    "formgate_unknown_keys",
+    "Keys that were not known here and not found, or not looked for.",
+    ["outcome"],
+    registry=registry,
+)
+unknown_keys = {outcome: _unknown_keys.labels(outcome) for outcome in ("not_found", "refused_address", "refused")}

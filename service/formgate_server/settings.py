@@ -62,6 +62,12 @@ class Settings(BaseSettings):
     drain_seconds: Annotated[float, Field(ge=0, le=600)] = Field(
         default=10.0, description="How long calls under way may take to end on SIGTERM."
     )
+    invalid_attempts_per_minute: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        default=60, description="How many keys that there are not one address may show; 0: any number."
+    )
+    unknown_keys_per_second: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=200, description="How often a process looks in the database for keys that there are not."
+    )
 
     @model_validator(mode="after")
     def _loopback_only(self) -> Settings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +43,7 @@ from formgate_server.core.ports import (
     UsageEntry,
     UsageLedger,
 )
+from formgate_server.core.verdict import KeyRecord
 from formgate_server.storage.memory.counters import MemoryReservations
 from formgate_server.storage.memory.epochs import MemoryEpochs
 from formgate_server.storage.memory.keys import MemoryKeyStore
@@ -114,6 +115,17 @@ class Stores:
         rows = await self.registry.audit_rows(AuditFilter(account_id), None, 1_000)
         assert [row.sequence for row in rows] == list(range(len(rows), 0, -1))
         return [row.event for row in reversed(rows)]
+
+
+@dataclass(frozen=True)
+class Unguarded:
+    """A KeyFinder that refuses no one."""
+
+    keys: KeyStore
+
+    async def find(self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = "") -> KeyRecord | None:
+        """See ``KeyFinder``."""
+        return await self.keys.find(digests, at_least=at_least)
 
 
 def memory_stores() -> Stores:

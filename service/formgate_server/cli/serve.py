@@ -92,6 +92,24 @@ def serve(
             show_default="10",
         ),
     ] = None,
+    invalid_attempts_per_minute: Annotated[
+        int | None,
+        typer.Option(
+            "--invalid-attempts-per-minute",
+            metavar="N",
+            help="How many keys that there are not one address may show; 0: any number.",
+            show_default="60",
+        ),
+    ] = None,
+    unknown_keys_per_second: Annotated[
+        int | None,
+        typer.Option(
+            "--unknown-keys-per-second",
+            metavar="N",
+            help="How often a process looks in the database for keys that there are not.",
+            show_default="200",
+        ),
+    ] = None,
 ) -> None:
     """Serve: with no option, everything on this machine, in ./formgate-data.
 

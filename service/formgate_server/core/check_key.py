@@ -16,7 +16,7 @@ from formgate_server.core.limits import reason_of
 from formgate_server.core.lookup import sees
 from formgate_server.core.model import Caller
 from formgate_server.core.policy import Policies, Policy
-from formgate_server.core.ports import Charge, Charged, Clock, EpochMoved, KeyStore, Limiter
+from formgate_server.core.ports import Charge, Charged, Clock, EpochMoved, KeyFinder, Limiter, TooManyAttempts
 from formgate_server.core.secrets import Peppers, prefix_of
 from formgate_server.core.verdict import CheckQuery, KeyRecord, Reason, Verdict
 
@@ -28,7 +28,7 @@ class CheckKey:
 
     def __init__(  # noqa: PLR0913 - what a check needs
         self,
-        keys: KeyStore,
+        keys: KeyFinder,
         limiter: Limiter,
         policies: Policies,
         *,
@@ -57,7 +57,9 @@ class CheckKey:
         digests = self._peppers.digests(secret)
         at_least = 0
         for _ in range(_ATTEMPTS):
-            record = await self._keys.find(digests, at_least=at_least)
+            record = await self._keys.find(digests, at_least=at_least, source_ip=query.source_ip)
+            if isinstance(record, TooManyAttempts):
+                return self._keyless(Reason.TOO_MANY_INVALID_ATTEMPTS, query, caller, own, record.retry_after)
             now = self._clock.now()
             if record is None or not _counts(record, query, caller) or now >= (record.secret_end or now + 1):
                 return self._keyless(Reason.KEY_NOT_FOUND, query, caller, own)
@@ -72,7 +74,7 @@ class CheckKey:
                 at_least = outcome.epoch
                 continue
             fresh = await self._keys.find(digests, at_least=LARGEST)  # begun after the epoch was found missing
-            if fresh is not None:
+            if isinstance(fresh, KeyRecord):
                 await self._limiter.seed(key.account_id, fresh.epoch, outcome.incarnation)
         message = "the account changes faster than its keys can be read; try again"
         raise UnavailableError(message, reason="ACCOUNT_CHANGING")
@@ -94,15 +96,17 @@ class CheckKey:
             reason, template.message, http.status, record, after, charged.standings, http, charged.degraded, steps
         )
 
-    def _keyless(self, reason: Reason, query: CheckQuery, caller: Caller, own: Policy | None) -> Verdict:
+    def _keyless(
+        self, reason: Reason, query: CheckQuery, caller: Caller, own: Policy | None, after: int | None = None
+    ) -> Verdict:
         """Deny without a known key, in the words of the caller's policy, else of the key's, else of the default."""
         name = query.policy or caller.policy
         by_name = self._policies.by_name  # a token may be bound to a policy whose file is gone
         policy = by_name.get(name) or own or by_name[self._policies.default]
         template = policy.denials[reason]
-        http = template.render(reason, None)
+        http = template.render(reason, after)
         steps = explain(reason, query, None, None) if query.explain else ()
-        return Verdict(reason, template.message, http.status, http_denial=http, steps=steps)
+        return Verdict(reason, template.message, http.status, retry_after=after, http_denial=http, steps=steps)
 
 
 def _bearer(authorization: str) -> str | Reason:

@@ -50,6 +50,37 @@ class KeyStore(Protocol):
         ...
 
 
+class KeyCache(KeyStore, Protocol):
+    """A KeyStore that has some keys at hand."""
+
+    def known(self, digests: Sequence[bytes]) -> KeyRecord | None:
+        """Return the key where it is at hand, without I/O, of whatever epoch; None proves nothing."""
+        ...
+
+
+class TooManyAttempts(NamedTuple):
+    """A key was not looked for: its source address has shown too many that there are not.
+
+    ``retry_after`` in microseconds: from then on one more is looked for.
+    """
+
+    retry_after: int
+
+
+class KeyFinder(Protocol):
+    """Keys by secret, for checks from all the world."""
+
+    async def find(
+        self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = ""
+    ) -> KeyRecord | TooManyAttempts | None:
+        """Return the key as ``KeyStore.find`` does.
+
+        Keys that are not at hand may be refused without being looked for: by TooManyAttempts of ``source_ip`` (empty:
+        never), or by UnavailableError where they are too many in all. With ``at_least`` none is.
+        """
+        ...
+
+
 class Charge(NamedTuple):
     """What to charge: ``cost`` to all ``counters`` or to none, if the account's epoch is still ``epoch``."""
 

@@ -33,6 +33,10 @@ class CachedKeyStore:
         self._records: OrderedDict[bytes, KeyRecord] = OrderedDict()
         self._reads: dict[bytes, asyncio.Future[_Outcome]] = {}
 
+    def known(self, digests: Sequence[bytes]) -> KeyRecord | None:
+        """See ``KeyCache``."""
+        return self._records.get(digests[0])
+
     async def find(self, digests: Sequence[bytes], *, at_least: int = 0) -> KeyRecord | None:
         """See ``KeyStore``."""
         digest = digests[0]  # the newest pepper's: it stands for the secret, whichever pepper the key is stored under

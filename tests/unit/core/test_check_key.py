@@ -40,6 +40,7 @@ from formgate_server.core.ports import (
     Charged,
     EpochMissing,
     EpochMoved,
+    KeyFinder,
     KeyStore,
     Limiter,
     StoredSecret,
@@ -55,7 +56,7 @@ from formgate_server.storage.memory.limiter import MemoryLimiter
 from formgate_server.storage.memory.registry import MemoryRegistry
 from formgate_server.storage.wrappers import CachedKeyStore
 from tests.support.clock import DAY, HOUR, MINUTE, SettableClock
-from tests.support.stores import AUDIT_KEYS
+from tests.support.stores import AUDIT_KEYS, Unguarded
 
 PEPPERS = Peppers([b"p" * 32])
 CHECKER = Caller("t1", ServiceRole.CHECKER)
@@ -81,12 +82,13 @@ POLICIES = policies()
 
 @dataclass
 class World:
-    """A check over stores in memory; ``keys`` and ``limiter`` may be put behind something else."""
+    """A check over stores in memory; ``keys`` and ``limiter`` may be put behind something else; ``finder`` guards."""
 
     cached: bool = True
     clock: SettableClock = field(default_factory=SettableClock)
     registry: MemoryRegistry = field(default_factory=lambda: MemoryRegistry(AUDIT_KEYS))
     last_used: LastUsed = field(default_factory=LastUsed)
+    finder: KeyFinder | None = None
 
     def __post_init__(self) -> None:
         bare = MemoryKeyStore(self.registry, POLICIES)
@@ -134,7 +136,14 @@ class World:
 
     async def check(self, secret: str = "", caller: Caller = CHECKER, **asked: Any) -> Verdict:
         """Check a key."""
-        check = CheckKey(self.keys, self.limiter, POLICIES, peppers=PEPPERS, clock=self.clock, last_used=self.last_used)
+        check = CheckKey(
+            self.finder or Unguarded(self.keys),
+            self.limiter,
+            POLICIES,
+            peppers=PEPPERS,
+            clock=self.clock,
+            last_used=self.last_used,
+        )
         key = None if "authorization" in asked else secret
         return await check(CheckQuery(key, **asked), caller)
 
@@ -200,7 +209,7 @@ STATES = (Reason.KEY_REVOKED, Reason.KEY_DISABLED)
 
 
 def test_every_reason_has_a_flaw_here() -> None:
-    """But for OK, and for TOO_MANY_INVALID_ATTEMPTS, which nothing counts yet."""
+    """But for OK, and for TOO_MANY_INVALID_ATTEMPTS, which takes more than one check (``test_guarded_keys``)."""
     assert {*FLAWS, Reason.OK, Reason.TOO_MANY_INVALID_ATTEMPTS} == set(Reason)
 
 
@@ -745,7 +754,7 @@ class Model:
             key_id = self.rng.choice(("k1", "k2"))
             keys = self.rng.choice(self.processes)
             check = CheckKey(
-                keys,
+                Unguarded(keys),
                 self.limiter,
                 POLICIES,
                 peppers=PEPPERS,
