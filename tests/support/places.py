@@ -65,8 +65,9 @@ class SqlitePlace:
 
 
 _COLUMNS = """
-SELECT table_name || '.' || column_name, concat_ws(' ', data_type, character_maximum_length, collation_name, is_nullable,
-    column_default) FROM information_schema.columns WHERE table_schema = 'public'
+SELECT table_name || '.' || column_name,
+    concat_ws(' ', data_type, character_maximum_length, collation_name, is_nullable, column_default)
+FROM information_schema.columns WHERE table_schema = 'public'
 """
 _INDEXES = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'"
 _CONSTRAINTS = (
