@@ -101,5 +101,5 @@ def open_database(url: str | URL, *, pool: int = postgres.POOL, read_only: bool 
     if scheme in SCHEMES:
         return Database(postgres.open_parts(text, pool, read_only=read_only))
     if scheme == "sqlite+aiosqlite":
-        return Database(sqlite.open_parts(make_url(text), read_only=read_only))
+        return Database(sqlite.open_parts(make_url(url), read_only=read_only))
     raise UnfitDatabaseError(f"No such kind of database: {scheme if _SCHEME.fullmatch(scheme) else '?'}")
