@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 POOL = 10
 SMALLEST_POOL = 3
 _CONNECT_SECONDS = 3.0
-_WAIT_SECONDS = 3.0
+_WAIT_SECONDS = 5.0
 _CALL_SECONDS = 6.0  # more than any statement may take
 _TRANSACTION_SECONDS = 20.0  # and one that this process can not end, idle_in_transaction_session_timeout ends
 _CLOSE_SECONDS = 2.0
