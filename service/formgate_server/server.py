@@ -38,8 +38,9 @@ async def _serve(settings: Settings) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     async with build(settings) as addresses:
+        place = f"data {settings.data}" if settings.database_url is None else "on PostgreSQL"
         print(  # noqa: T201 - the one line that tells programs and people that they may go on
-            f"formgate is ready: grpc {addresses.grpc}, http {addresses.http}, data {settings.data}", flush=True
+            f"formgate is ready: grpc {addresses.grpc}, http {addresses.http}, {place}", flush=True
         )
         await stop.wait()
         _log.info("draining")
