@@ -1,6 +1,7 @@
 """What the core needs of the world: each port states what an implementation MUST hold.
 
-Every method that reaches a store raises UnavailableError when the store does not answer, and leaves nothing half done.
+Every method that reaches a store raises UnavailableError when the store does not answer, and leaves nothing half done;
+CountersUnavailableError where it is the counters' store.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from formgate_server.core.limits import (
     give_back,
     moment,
     outlives_its_store,
+    restored,
     spend,
     standing,
     up_to_now,
@@ -280,7 +281,7 @@ class MemoryLimiter:
         now = self._clock.now()
         for counter in missing:
             mark = marks.get(counter.id)
-            state = None if mark is None else _restored(counter, mark, now)
+            state = None if mark is None else restored(counter, mark.state, mark.ahead, now)
             self._cells.setdefault(counter.id, _Cell(counter, state))  # somebody else may have loaded it meanwhile
 
     def _covered(
@@ -380,13 +381,6 @@ class MemoryLimiter:
         ids = list(exact)
         for first in range(0, len(ids), _MARKS_A_WRITE):
             await self._reservations.save({id_: exact[id_] for id_ in ids[first : first + _MARKS_A_WRITE]})
-
-
-def _restored(counter: Counter, mark: Reserved, now: int) -> State:
-    """Return a counter as its mark has it: all that may have been charged since counts as charged."""
-    if isinstance(mark.state, Span):
-        return up_to_now(counter, add(mark.state, mark.ahead), now)
-    return add(up_to_now(counter, mark.state, now), mark.ahead)  # when in the window it was charged is not known: now
 
 
 def _is_cancelled() -> bool:
