@@ -141,7 +141,7 @@ class Supervisor:
             slot.ready.clear()
             if self._ending.is_set():
                 return
-            if not self.started and not child.was_killed:
+            if not (self.started or child.has_served or child.was_killed):
                 self._refuse(slot, child.refusal or f"worker {slot.number} ended before it was ready: {why}")
                 return
             slot.restarts += 1
