@@ -412,6 +412,63 @@ async def test_a_changed_time_zone_counts_from_the_next_period(world: World) -> 
         assert (await charge(world.limiter, (vienna,), cost=3)).denied is None
 
 
+# ------------------------------------------------------------------------------------------------- many charges at once
+
+
+async def test_many_charges_are_each_its_own(world: World) -> None:
+    """In their order: the first ones get what there is; a denial, another epoch, another account stop no other."""
+    limits = (counter(amount=2),)
+    many = [Charge("acme", 1, key, limits, 1) for key in ("k1", "k2", "k3")]
+    many[1:1] = [Charge("acme", 0, "k1", limits, 1), Charge("other", 1, "k1", limits, 1), Charge("acme", 1, "k1")]
+    first, old, missing, bare, second, third = await world.limiter.charge_many(many)
+    assert (old, type(missing)) == (EpochMoved(1), EpochMissing)
+    assert isinstance(first, Charged)
+    assert isinstance(second, Charged)
+    assert isinstance(third, Charged)
+    assert [one.standings[0].remaining for one in (first, second, third)] == [1, 0, 0]
+    assert (first.denied, second.denied, third.denied) == (None, None, limits[0].limit)
+    assert bare == Charged(None, None, ())
+    assert await world.limiter.charge_many([]) == []
+
+
+async def test_many_charges_wait_only_for_their_own_marks(world: World) -> None:
+    """Those that need none are charged though another's is not written yet, and all are told when it is."""
+    world.marks.gate = asyncio.Event()
+    quick, slow = (counter(per=MINUTELY, name="quick"),), (counter(per=DAILY, name="slow"),)
+    await charge(world.limiter, quick)
+    many = [Charge("acme", 1, "k1", limits, 1, "r1" if limits is slow else "") for limits in (slow, quick, slow)]
+    waiting = await begun(world.limiter.charge_many(many))
+    assert not waiting.done()
+    assert await used(world.limiter, quick) == [2]
+    world.marks.gate.set()
+    told = await waiting
+    assert [one.standings[0].remaining for one in told] == [99, 98, 99]
+    assert await used(world.limiter, slow) == [1]  # one request, charged once
+
+
+async def test_many_charges_are_decided_by_the_epoch_at_their_end(world: World) -> None:
+    """Those that waited: a change that returned meanwhile is not passed over by any of them."""
+    world.marks.gate = asyncio.Event()
+    limits = (counter(amount=5, per=DAILY),)
+    waiting = await begun(world.limiter.charge_many([Charge("acme", 1, "k1", limits, 1)] * 3))
+    await world.limiter.publish("acme", 2)
+    world.marks.gate.set()
+    assert await waiting == [EpochMoved(2)] * 3
+    assert (await charge(world.limiter, limits, cost=5, epoch=2)).denied is None
+
+
+async def test_what_fails_among_many_charges_takes_no_other_along(world: World) -> None:
+    """The counters of one can not be read: that one is told so, the other is charged."""
+    known, unknown = (counter(name="known"),), (counter(per=DAILY, name="unknown"),)
+    await charge(world.limiter, known)
+    world.marks.broken = UnavailableError
+    many = [Charge("acme", 1, "k1", limits, 1) for limits in (unknown, known)]
+    failed, charged = await world.limiter.charge_many(many)
+    assert isinstance(failed, UnavailableError)
+    assert isinstance(charged, Charged)
+    assert await used(world.limiter, known) == [2]
+
+
 # -------------------------------------------------------------------------------------------------------- request_id
 
 

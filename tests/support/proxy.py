@@ -107,8 +107,9 @@ class Proxy:
             self.port = self._server.sockets[0].getsockname()[1]
 
     async def _cut(self) -> None:
-        for writer in list(self._writers):
+        for writer in self._writers:
             writer.transport.abort()
+        self._writers.clear()
 
     async def _refuse(self) -> None:
         if self._server is not None:
@@ -122,6 +123,7 @@ class Proxy:
         for pump in pumps:
             pump.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
+        await asyncio.sleep(0)  # transports end a turn after they were told to
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
@@ -150,9 +152,9 @@ class Proxy:
                     self._answers_left = None
                     await asyncio.sleep(0.01)  # so that what passed has left
                     await self._cut()
-        if not self._stalled:
-            sink.transport.abort() if sink.transport.is_closing() else sink.close()
-        self._writers.discard(sink)
+        if not self._stalled:  # else the other side is not to know
+            sink.close()
+            self._writers.discard(sink)
 
     def _request(self, data: bytes) -> bytes:
         return b"" if self._stalled else data

@@ -1,14 +1,16 @@
 """What the core needs of the world: each port states what an implementation MUST hold.
 
-Every method that reaches a store raises UnavailableError when the store does not answer, and leaves nothing half done.
+Every method that reaches a store raises UnavailableError when the store does not answer, and leaves nothing half done;
+CountersUnavailableError where it is the counters' store.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
+from formgate_server.core.errors import UnavailableError
 from formgate_server.core.limits import Counter, Standing, State
 from formgate_server.core.model import Account, AuditEvent, Key, Limit, Member, ServiceToken, UsageOutcome, UsageRecord
 from formgate_server.core.verdict import KeyRecord
@@ -113,15 +115,26 @@ class EpochMissing(NamedTuple):
     incarnation: int
 
 
+ChargeResult: TypeAlias = Charged | EpochMoved | EpochMissing
+
+
 class Limiter(Protocol):
     """The counters, and beside them the epoch of every account, compared in the same atomic step (docs/adr/0001)."""
 
-    async def charge(self, charge: Charge) -> Charged | EpochMoved | EpochMissing:
+    async def charge(self, charge: Charge) -> ChargeResult:
         """Compare the epoch and charge, in one atomic step as ``core.limits.spend`` says.
 
         A present epoch below the charge's MUST be raised to it. With no counters only the epoch is compared. An
         admission with a ``request_id`` and a cost above 0 MUST be remembered for 60 seconds for its key; repeated, also
         concurrently, it is admitted without being charged again. Raises LostAnswerError where it may have been charged.
+        """
+        ...
+
+    async def charge_many(self, charges: Sequence[Charge]) -> Sequence[ChargeResult | UnavailableError]:
+        """Charge each as ``charge`` does, each a step of its own, and return the results in order.
+
+        What ``charge`` would raise stands in the place of the charge that it is of, and takes no other along. Charges
+        are done in this order, but for those that have to wait. A store far away SHOULD be reached by one round trip.
         """
         ...
 

@@ -38,6 +38,7 @@ from formgate_server.core.policy import Policies, Policy
 from formgate_server.core.ports import (
     Charge,
     Charged,
+    ChargeResult,
     EpochMissing,
     EpochMoved,
     KeyFinder,
@@ -470,10 +471,14 @@ class Scripted:
         self.charges: list[Charge] = []
         self.seeded: list[tuple[str, int, int]] = []
 
-    async def charge(self, charge: Charge) -> Charged | EpochMoved | EpochMissing:
+    async def charge(self, charge: Charge) -> ChargeResult:
         """See ``Limiter``."""
         self.charges.append(charge)
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+    async def charge_many(self, charges: Sequence[Charge]) -> list[ChargeResult | UnavailableError]:
+        """See ``Limiter``."""
+        return [await self.charge(charge) for charge in charges]
 
     async def publish(self, account_id: str, epoch: int) -> None:
         """See ``Limiter``."""
@@ -659,12 +664,19 @@ class Flushed:
         self.limiter = MemoryLimiter(self.clock, MemoryReservations())
         self.limiter._last_incarnation = self.flushes * 1_000_000  # no incarnation comes twice
 
-    async def charge(self, charge: Charge) -> Charged | EpochMoved | EpochMissing:
+    async def charge(self, charge: Charge) -> ChargeResult:
         """See ``Limiter``."""
         await steps(self.rng)
         outcome = await self.limiter.charge(charge)
         await steps(self.rng)
         return outcome
+
+    async def charge_many(self, charges: Sequence[Charge]) -> Sequence[ChargeResult | UnavailableError]:
+        """See ``Limiter``."""
+        await steps(self.rng)
+        outcomes = await self.limiter.charge_many(charges)
+        await steps(self.rng)
+        return outcomes
 
     async def publish(self, account_id: str, epoch: int) -> None:
         """See ``Limiter``."""

@@ -177,9 +177,9 @@ async def find_primaries(nodes: Iterable[Address], options: Options) -> list[Ran
     for address in nodes:
         try:
             async with asyncio.timeout(options.timeout):
-                reply = await ask_once(address, options, options.target.login, "CLUSTER", "SLOTS")
-            if reply:
-                return [_range(fields, address) for fields in reply]
+                (slots,) = await ask_once(address, options, options.target.login, ("CLUSTER", "SLOTS"))
+            if slots:
+                return [_range(fields, address) for fields in slots]
             reasons.add(f"{address} has no slots")
         except (OSError, NotReadyError) as error:
             reasons.add(str(error) or f"{address} does not answer")

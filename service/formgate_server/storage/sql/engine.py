@@ -53,9 +53,10 @@ class Database:
             async with AsyncExitStack() as stack:
                 await self._turn(stack, self._writers.turn(urgent=urgent))
                 connection = await stack.enter_async_context(lent(self._parts.writer, self._parts.call_seconds))
-                await connection.begin()
-                yield connection
-                await connection.commit()
+                with connection.watched(self._parts.transaction_seconds):
+                    await connection.begin()
+                    yield connection
+                    await connection.commit()
 
     @asynccontextmanager
     async def migrating(self) -> AsyncIterator[Connection]:
