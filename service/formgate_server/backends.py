@@ -74,7 +74,7 @@ async def _open_redis(stack: AsyncExitStack, settings: Settings, parts: Parts, u
         database_grace=settings.database_grace,
         on_database=_tell_database,
     )
-    shares = Shares(parts.clock, parts.reservations, settings.processes)
+    shares = Shares(parts.clock, parts.reservations, settings.sharers)
     limiter = DegradedLimiter(shared, shares, parts.epochs, freshness, on_degraded=_tell_alone)
     stack.push_async_callback(limiter.close)
     follow = Follow(parts.epochs, shared, freshness, time.monotonic)

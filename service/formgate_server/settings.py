@@ -55,9 +55,6 @@ class Settings(BaseSettings):
     database_grace: Annotated[float, Field(ge=1, le=86_400)] = Field(
         default=600.0, description="How many seconds known keys go on while the database is away."
     )
-    processes: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        default=1, description="How many processes share the limits while Redis is away."
-    )
     listen: Address = Field(default="127.0.0.1:50051", description="Where gRPC is served, HOST:PORT.")
     http: Address = Field(default="127.0.0.1:9090", description="Where livez, readyz and metrics are, HOST:PORT.")
     insecure: bool = Field(default=False, description="Serve without TLS beyond loopback too.")
@@ -77,6 +74,15 @@ class Settings(BaseSettings):
     drain_seconds: Annotated[float, Field(ge=0, le=600)] = Field(
         default=10.0, description="How long calls under way may take to end on SIGTERM."
     )
+    workers: Annotated[int, Field(ge=1, le=256)] = Field(
+        default=1, description="How many processes serve; several need PostgreSQL and Redis."
+    )
+    processes: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+        default=None, description="How many processes, on all machines, share the limits when Redis is down."
+    )
+    max_connection_age_seconds: Annotated[float, Field(ge=1, le=86_400)] = Field(
+        default=300.0, description="After how long a client is asked to connect anew, a tenth more or less."
+    )
     invalid_attempts_per_minute: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         default=60, description="How many keys that there are not one address may show; 0: any number."
     )
@@ -91,6 +97,18 @@ class Settings(BaseSettings):
                 message = f"{name} is beyond loopback, where secrets would travel in clear: say --insecure to allow it"
                 raise ValueError(message)
         return self
+
+    @model_validator(mode="after")
+    def _all_share(self) -> Settings:
+        if self.processes is not None and self.processes < self.workers:
+            message = "processes are all that share the limits, these workers included: there are fewer of them"
+            raise ValueError(message)
+        return self
+
+    @property
+    def sharers(self) -> int:
+        """How many processes share the limits when Redis is down."""
+        return self.workers if self.processes is None else self.processes
 
 
 def is_loopback(address: str) -> bool:

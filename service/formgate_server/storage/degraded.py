@@ -231,11 +231,19 @@ class FreshKeys:
         self._cache = cache
         self._freshness = freshness
 
+    def known(self, digests: Sequence[bytes]) -> KeyRecord | None:
+        """See ``KeyFinder``. Nothing is at hand that may be old."""
+        return self._finder.known(digests) if self._may_be_cached else None
+
+    @property
+    def _may_be_cached(self) -> bool:
+        """Without the database, what is known goes by the epochs in the counters' store."""
+        return self._freshness.is_fresh or not self._freshness.database_up
+
     def find(
         self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = ""
     ) -> Coroutine[Any, Any, KeyRecord | TooManyAttempts | None]:
         """See ``KeyFinder``."""
-        freshness = self._freshness
-        if not freshness.is_fresh and freshness.database_up and self._cache.known(digests) is not None:
+        if not self._may_be_cached and self._cache.known(digests) is not None:
             return self._cache.find(digests, at_least=LARGEST)
         return self._finder.find(digests, at_least=at_least, source_ip=source_ip)

@@ -38,8 +38,9 @@ class Cache(Keys):
 class Finder:
     """The KeyFinder port."""
 
-    def __init__(self, asked: ASKED) -> None:
-        self.asked = asked
+    def __init__(self, cache: Cache) -> None:
+        self.asked = cache.asked
+        self.known = cache.known
 
     async def find(self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = "") -> KeyRecord | None:
         """See ``KeyFinder``."""
@@ -64,5 +65,8 @@ async def test_who_is_asked(*, age: int, database_up: bool, cached: bool, asked:
         freshness.lost()
     seconds[0] = age
     cache = Cache(cached=cached)
-    await FreshKeys(Finder(cache.asked), cache, freshness).find([b"digest"], at_least=7, source_ip="192.0.2.1")
+    keys = FreshKeys(Finder(cache), cache, freshness)
+    at_hand = keys.known([b"digest"]) is not None
+    assert at_hand is (cached and asked[0] != "database")
+    await keys.find([b"digest"], at_least=7, source_ip="192.0.2.1")
     assert cache.asked == [asked]
