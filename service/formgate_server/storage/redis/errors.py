@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from formgate_server.core.errors import UnavailableError
+from formgate_server.core.errors import LostAnswerError, UnavailableError
 
 
 class StoreUnavailable(UnavailableError):  # noqa: N818 - it says what is so; `UnavailableError` says that it is one
@@ -19,7 +19,7 @@ class StoreUnavailable(UnavailableError):  # noqa: N818 - it says what is so; `U
         return self.detail
 
 
-class LostAnswer(StoreUnavailable):
+class LostAnswer(StoreUnavailable, LostAnswerError):
     """It was sent and its answer never came: it may have been run."""
 
 
