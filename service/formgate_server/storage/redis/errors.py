@@ -19,7 +19,7 @@ class StoreUnavailable(UnavailableError):  # noqa: N818 - it says what is so; `U
         return self.detail
 
 
-class LostAnswer(StoreUnavailable, LostAnswerError):
+class LostAnswer(StoreUnavailable, LostAnswerError):  # noqa: N818 - likewise
     """It was sent and its answer never came: it may have been run."""
 
 

@@ -200,15 +200,13 @@ def state_fields(state: State | None) -> Words:
 
 def charged_word(counter: Counter) -> str:
     """Return what a refund must know of a counter that was charged, in one line."""
-    limit = counter.limit
-    match limit.per:
-        case Rolling(window):
-            per: list[object] = ["rolling", window]
-        case Calendar(period):
-            per = ["calendar", int(period)]
-        case Lifetime():
-            per = ["lifetime", 0]
-    return json.dumps([counter.id, limit.amount, counter.zone, *per])
+    per = counter.limit.per
+    kind, length = "lifetime", 0
+    if isinstance(per, Rolling):
+        kind, length = "rolling", per.window
+    elif isinstance(per, Calendar):
+        kind, length = "calendar", int(per.period)
+    return json.dumps([counter.id, counter.limit.amount, counter.zone, kind, length])
 
 
 class Admission(NamedTuple):
