@@ -57,7 +57,7 @@ from formgate_server.storage.sql.parts import UnfitDatabaseError
 from formgate_server.storage.sql.registry import SqlRegistry
 from formgate_server.storage.sql.trail import Trail
 from formgate_server.storage.sql.usage import SqlUsageLedger
-from formgate_server.storage.wrappers import CachedKeyStore
+from formgate_server.storage.wrappers import CachedKeyStore, PepperedKeyStore
 from formgate_server.wire.grpcio import GrpcServer
 from formgate_server.wire.http import HttpServer
 
@@ -201,7 +201,7 @@ async def _start(
         in_all=settings.unknown_keys_per_second,
     )
     finder = GuardedKeys(stores.keys, attempts)
-    check_key = CheckKey(finder, stores.limiter, policies, peppers=peppers, clock=clock, last_used=last_used)
+    check_key = CheckKey(finder, stores.limiter, policies, clock, last_used)
     record_usage = RecordUsage(stores.usage, stores.registry, stores.limiter, policies, clock)
     stack.push_async_callback(record_usage.finish)
     authorization = AuthorizationServicer(check_key, record_usage)
@@ -296,7 +296,7 @@ async def _open_stores(  # noqa: PLR0913, PLR0917 - what stores are made of
     registry = SqlRegistry(database, peppers)
     limiter = MemoryLimiter(clock, SqlReservations(database), on_degraded=_tell_degraded)
     stack.push_async_callback(_close_limiter, limiter)
-    keys = CachedKeyStore(SqlKeyStore(database, policies), settings.key_cache_size)
+    keys = CachedKeyStore(PepperedKeyStore(SqlKeyStore(database, policies), peppers), settings.key_cache_size)
     return _Stores(registry, keys, SqlUsageLedger(database), limiter)
 
 

@@ -116,7 +116,7 @@ def _on_signals(asked: Callable[[], None]) -> None:
 
 
 def _tell_ready(settings: Settings, addresses: Addresses) -> None:
-    where = f"data {settings.data}" if settings.database_url is None else f"workers {settings.workers}"
+    where = f"data {settings.data}" if settings.database_url is None else f"on PostgreSQL, workers {settings.workers}"
     print(  # noqa: T201 - the one line that tells programs and people that they may go on
         f"formgate is ready: grpc {addresses.grpc}, http {addresses.http}, {where}", flush=True
     )

@@ -243,6 +243,8 @@ def test_the_command_shows_it_and_metrics_count_it(strict: Server) -> None:
     said = eventually(undecided, 60, "two checks within a second")
     assert said.startswith(f"{ExitCode.UNDECIDED:d} ")
     assert UNDECIDED in said
+    assert "too many unknown keys" in strict.log
+    assert UNDECIDED not in strict.log, "a line for each call that was refused"
     with urllib.request.urlopen(f"http://{strict.http}/metrics", timeout=10) as answer:
         metrics = answer.read().decode()
     assert 'formgate_unknown_keys_total{outcome="not_found"}' in metrics
