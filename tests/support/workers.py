@@ -6,7 +6,7 @@ import sys
 
 import psutil
 
-from tests.support.server import Server, eventually
+from tests.support.server import Server
 
 # `formgate serve` refuses several workers on a folder, and has no supervisor for one. All but their number is as it is.
 _SUPERVISE = """
@@ -31,13 +31,3 @@ def workers_of(server: Server) -> list[psutil.Process]:
     return sorted(
         (child for child in children if child.status() != psutil.STATUS_ZOMBIE), key=psutil.Process.create_time
     )
-
-
-def replaced(server: Server, *before: psutil.Process, seconds: float = 30) -> None:
-    """Wait until none of those workers is left and as many serve as before."""
-
-    def fresh() -> bool:
-        now = workers_of(server)
-        return len(now) >= len(before) and not set(before) & set(now)
-
-    eventually(fresh, seconds, "other workers")
