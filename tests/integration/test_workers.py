@@ -69,8 +69,15 @@ class SharedServer(Server):
         return self.bootstrap_token
 
 
+@pytest.fixture(scope="session")
+def durable_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server as one of production is: workers refuse one that may lose what it has acknowledged."""
+    with PostgresServer(durable=True) as started:
+        yield started
+
+
 @pytest.fixture
-async def shared(tmp_path: Path, postgres_server: PostgresServer) -> AsyncIterator[Server]:
+async def shared(tmp_path: Path, durable_server: PostgresServer) -> AsyncIterator[Server]:
     """Three workers and their supervisor, serving a database and a Redis that are empty."""
     files = {"pepper": "ab" * 32, "sealing-key": "cd" * 32, "bootstrap-token": SharedServer.bootstrap_token}
     options = []
@@ -79,7 +86,7 @@ async def shared(tmp_path: Path, postgres_server: PostgresServer) -> AsyncIterat
         file.touch(0o600)
         file.write_text(f"{content}\n")
         options += [f"--{name}-file", str(file)]
-    async with postgres_server.database() as database:
+    async with durable_server.database() as database:
         with RedisServer(tmp_path / "redis") as redis:
             environment = {
                 "FORMGATE_DATABASE_URL": database.set(drivername="postgresql").render_as_string(hide_password=False),
@@ -220,7 +227,7 @@ def test_what_is_shown_of_a_worker(supervised: Server) -> None:
     for name in ("process_cpu_seconds", "process_resident_memory_bytes", "process_open_fds"):
         assert {each.labels["worker"]: each.value > 0 for each in families[name].samples} == {"0": True, "1": True}
     assert {each.labels["generation"] for each in families["python_gc_collections"].samples} == {"0", "1", "2"}
-    assert families["formgate_build"].samples[0].labels == {"version": metrics.VERSION}
+    assert families["formgate_build_info"].samples[0].labels == {"version": metrics.VERSION}
     supervised.stop()
 
 
