@@ -10,7 +10,8 @@ import structlog
 import uvloop
 
 from formgate_server import log
-from formgate_server.bootstrap import StartError, build, upgrade_database
+from formgate_server.bootstrap import StartError, build, prune, upgrade_database
+from formgate_server.core.prune import OnProgress
 from formgate_server.settings import Settings
 
 _log = structlog.get_logger("formgate.server")
@@ -30,6 +31,11 @@ def serve(settings: Settings) -> int:
 def migrate(settings: Settings) -> None:
     """Bring the database to this version. Raises StartError where that can not be."""
     uvloop.run(upgrade_database(settings))
+
+
+def prune_usage(settings: Settings, batch: int, on_progress: OnProgress | None) -> dict[str, int]:
+    """Delete old usage, or only count it where ``on_progress`` is None. Raises StartError where that can not be."""
+    return uvloop.run(prune(settings, batch, on_progress))
 
 
 async def _serve(settings: Settings) -> None:
