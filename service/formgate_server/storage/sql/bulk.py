@@ -25,7 +25,8 @@ class Bulk:
         given = ", ".join(f"${number}::{_type(column)}[]" for number, column in enumerate(columns, 1))
         chosen = ", ".join(f"{each.name}::json" if isinstance(each.type, JSON) else each.name for each in columns)
         into = f"INSERT INTO {table.name} ({names})"
-        self._postgres = f"{into} SELECT {chosen} FROM unnest({given}) AS given ({names}) {tail}"
+        # Of names of ours only; every value is a parameter.
+        self._postgres = f"{into} SELECT {chosen} FROM unnest({given}) AS given ({names}) {tail}"  # noqa: S608
         self._sqlite = f"{into} VALUES ({', '.join('?' for _ in columns)}) {tail}"
 
     async def __call__(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> Sequence[Sequence[Any]]:

@@ -54,7 +54,7 @@ class Connection:
         return await self._finished(self._connection.execute(statement, values))
 
     async def execute_plain(self, sql: str, values: Sequence[Any]) -> Sequence[Sequence[Any]]:
-        """Run SQL as the driver takes it, for each of ``values`` if it is a list, and return its rows, if it has any."""
+        """Run SQL as the driver takes it, for each of ``values`` if that is a list, and return its rows, if any."""
         result = await self._finished(self._connection.exec_driver_sql(sql, values))
         return result.all() if result.returns_rows else ()
 

@@ -130,9 +130,9 @@ async def _insert(connection: Connection, entries: Mapping[_Identity, UsageEntry
     """Add the records whose identity is new, and return the others' contents as they are there."""
     if connection.dialect_name == "sqlite":  # nobody else writes meanwhile
         there = await _contents(connection, entries)
-        await _ADD(connection, [_row(entry) for each, entry in entries.items() if each not in there])
+        await _ADD(connection, [row(entry) for each, entry in entries.items() if each not in there])
         return there
-    new = {tuple(row) for row in await _ADD_NEW(connection, [_row(entry) for entry in entries.values()])}
+    new = {tuple(row) for row in await _ADD_NEW(connection, [row(entry) for entry in entries.values()])}
     return await _contents(connection, [each for each in entries if each not in new])
 
 
@@ -147,7 +147,7 @@ async def _contents(connection: Connection, identities: Collection[_Identity]) -
     return {(account_id, record_id): content for account_id, record_id, content in found}
 
 
-def _row(entry: UsageEntry) -> tuple[Any, ...]:
+def row(entry: UsageEntry) -> tuple[Any, ...]:
     """Write a row of ``usage_records``."""
     account_id, occur_time, content, record, _ = entry
     return (
