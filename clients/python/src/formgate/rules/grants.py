@@ -45,7 +45,7 @@ class Catalogue:
     An open catalogue knows any ``noun.verb`` besides.
     """
 
-    levels: Mapping[str, Level] = field(default_factory=dict)
+    levels: Mapping[str, Level] = field(default_factory=dict, hash=False)
     is_open: bool = False
 
     def knows(self, permission: str) -> bool:
