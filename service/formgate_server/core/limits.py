@@ -217,7 +217,8 @@ def spend(counters: Sequence[Counter], states: Sequence[State | None], cost: int
     With cost 0 nothing is charged, and a limit with nothing left denies.
     """
     wanted = cost or 1
-    current = []
+    current: list[State] = []
+    charged: list[State] = []
     full = []
     for counter, earlier in zip(counters, states, strict=True):
         state = up_to_now(counter, earlier, now)
@@ -225,13 +226,11 @@ def spend(counters: Sequence[Counter], states: Sequence[State | None], cost: int
         amount = counter.limit.amount
         if amount is not None and state.used + wanted > amount:
             full.append((counter, state))
-    if full:
-        first = min((counter.limit for counter, _ in full), key=reason_of)
-        times = [fits_at(counter, state, wanted) for counter, state in full]
-        retry = None if None in times else max(time for time in times if time is not None)
-        return Spent(first, retry, current)
-    if cost:
-        for index, counter in enumerate(counters):
-            if counter.limit.amount is not None:
-                current[index] = add(current[index], cost)
-    return Spent(None, None, current)
+        else:
+            charged.append(add(state, cost) if cost and amount is not None else state)
+    if not full:
+        return Spent(None, None, charged)
+    first = min((counter.limit for counter, _ in full), key=reason_of)
+    times = [fits_at(counter, state, wanted) for counter, state in full]
+    retry = None if None in times else max(time for time in times if time is not None)
+    return Spent(first, retry, current)
