@@ -172,7 +172,7 @@ class Transaction(Protocol):
         ...
 
     async def replace_secret(self, key_id: str, secret: StoredSecret, until: int) -> None:
-        """Add a secret to a key; those that it had without an end of their own end at ``until``."""
+        """Add a secret to a key; those that it had end at ``until``, or where they have an earlier end, at that."""
         ...
 
     async def sealed_secret(self, key_id: str) -> Sealed | None:

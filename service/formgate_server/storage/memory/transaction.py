@@ -63,7 +63,9 @@ class MemoryTransaction:
 
     async def replace_secret(self, key_id: str, secret: StoredSecret, until: int) -> None:
         """See ``Transaction``. The replaced secret's box goes: nobody may ask for it any more."""
-        self._tables.secrets[self._tables.newest[key_id]] = KeptSecret(key_id, until)
+        older = [(digest, kept) for digest, kept in self._tables.secrets.items() if kept.key_id == key_id]
+        for digest, kept in older:
+            self._tables.secrets[digest] = KeptSecret(key_id, until if kept.end is None else min(kept.end, until))
         self._add_secret(key_id, secret)
 
     async def sealed_secret(self, key_id: str) -> Sealed | None:

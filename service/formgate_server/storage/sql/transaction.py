@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Select, delete, func, insert, select, update
+from sqlalchemy import Select, delete, func, insert, or_, select, update
 
 from formgate_server.core.model import KeyState
 from formgate_server.core.ports import Sealed
@@ -91,8 +91,9 @@ class SqlTransaction:
 
     async def replace_secret(self, key_id: str, secret: StoredSecret, until: int) -> None:
         """See ``Transaction``. The replaced secret's box goes: nobody may ask for it any more."""
-        newest = update(secrets).where(secrets.c.key_id == key_id, secrets.c.expire_time.is_(None))
-        await self._connection.execute(newest.values(expire_time=until, **sealed_values(None)))
+        lasting = or_(secrets.c.expire_time.is_(None), secrets.c.expire_time > until)
+        older = update(secrets).where(secrets.c.key_id == key_id, lasting)
+        await self._connection.execute(older.values(expire_time=until, **sealed_values(None)))
         await self._connection.execute(insert(secrets), secret_values(key_id, secret))
 
     async def sealed_secret(self, key_id: str) -> Sealed | None:
