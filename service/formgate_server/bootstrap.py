@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -93,10 +93,11 @@ async def upgrade_database(settings: Settings) -> None:
         raise StartError(str(error)) from error
 
 
-async def verify_audit(settings: Settings, account_id: str | None) -> dict[str, Findings]:
+async def verify_audit(settings: Settings, account_id: str | None, retired: Iterable[Path] = ()) -> dict[str, Findings]:
     """Verify the audit trail of an account (None: of all), by account. Raises StartError where it can not be read.
 
-    It locks nothing and writes nothing; a server may serve the same folder. An account that is not there is left out.
+    ``retired``: files of peppers that signed once. It locks nothing and writes nothing; a server may serve the same
+    folder. An account that is not there is left out.
     """
     file = settings.data.absolute() / "formgate.db"  # no DataFolder: that locks, and makes what is missing
     if not file.exists():
@@ -104,12 +105,14 @@ async def verify_audit(settings: Settings, account_id: str | None) -> dict[str, 
         raise StartError(message)
     trail = Trail(file)
     try:
-        peppers = Peppers(read_keys(settings.pepper_file or file.with_name("pepper")))
+        files = [settings.pepper_file or file.with_name("pepper"), *retired]
+        peppers = [Peppers(read_keys(each)) for each in files]
         if await trail.revision() != migrate.head():
             message = f"{file} is not of this version: `formgate migrate` brings it there"
             raise StartError(message)
         heads = await trail.heads(account_id)
-        return {account: await verify(trail.rows(account), newest, peppers) for account, newest in heads.items()}
+        used = await trail.peppers()
+        return {account: await verify(trail.rows(account), newest, peppers, used) for account, newest in heads.items()}
     except (DataFolderError, UnavailableError) as error:
         raise StartError(str(error)) from error
     finally:
