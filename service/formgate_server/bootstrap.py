@@ -46,8 +46,8 @@ from formgate_server.storage.memory.limiter import MemoryLimiter
 from formgate_server.storage.sealer import AesSealer
 from formgate_server.storage.sql import migrate
 from formgate_server.storage.sql.counters import SqlReservations
-from formgate_server.storage.sql.engine import open_database
-from formgate_server.storage.sql.fingerprints import Fingerprints
+from formgate_server.storage.sql.engine import Database, open_database
+from formgate_server.storage.sql.fingerprints import PEPPER, SEALING_KEY, Fingerprints, Stored
 from formgate_server.storage.sql.keys import SqlKeyStore
 from formgate_server.storage.sql.registry import SqlRegistry
 from formgate_server.storage.sql.trail import Trail
@@ -143,9 +143,13 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
     folder = stack.enter_context(closing(DataFolder(settings.data)))
     peppers = Peppers(folder.peppers() if settings.pepper_file is None else read_keys(settings.pepper_file))
     clock = SystemClock()
-    sealing_keys = folder.sealing_keys() if settings.sealing_key_file is None else read_keys(settings.sealing_key_file)
-    sealer = AesSealer(sealing_keys)
-    stores = await _open_stores(stack, settings, folder, policies, peppers, sealer, clock)
+    database = await _open_database(stack, folder)
+    pepper_file = settings.pepper_file or folder.pepper_file
+    await _check_secret_keys(database, PEPPER, peppers.ids, pepper_file, clock)
+    sealer = AesSealer(await _sealing_keys(settings, folder, database, clock))
+    sealing_key_file = settings.sealing_key_file or folder.sealing_key_file
+    await _check_secret_keys(database, SEALING_KEY, sealer.ids, sealing_key_file, clock)
+    stores = _stores(stack, settings, database, policies, peppers, clock)
     keeper = Keeper(peppers, sealer, policies)
     await _check_plans(stores.registry, policies)
     changes = Changes(stores.registry, stores.limiter, clock)
@@ -188,23 +192,19 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
     return Addresses(f"{settings.listen.rpartition(':')[0]}:{grpc_port}", f"{http_host}:{http.port}")
 
 
-async def _open_stores(  # noqa: PLR0913, PLR0917 - what stores are made of
-    stack: AsyncExitStack,
-    settings: Settings,
-    folder: DataFolder,
-    policies: Policies,
-    peppers: Peppers,
-    sealer: AesSealer,
-    clock: Clock,
-) -> _Stores:
-    """Open the embedded default's stores: SQLite, and counters in memory whose marks it holds."""
+async def _open_database(stack: AsyncExitStack, folder: DataFolder) -> Database:
+    """Open the embedded default's database, brought to this version."""
     url = folder.database_url()
     await migrate.upgrade(url)
     database = open_database(url)
     stack.push_async_callback(database.close)
-    fingerprints = Fingerprints(database)
-    await _check_secret_keys(fingerprints, "pepper", peppers.ids)
-    await _check_secret_keys(fingerprints, "sealing key", sealer.ids)
+    return database
+
+
+def _stores(  # noqa: PLR0913, PLR0917 - what stores are made of
+    stack: AsyncExitStack, settings: Settings, database: Database, policies: Policies, peppers: Peppers, clock: Clock
+) -> _Stores:
+    """Return the embedded default's stores: SQLite, and counters in memory whose marks it holds."""
     registry = SqlRegistry(database, peppers)
     limiter = MemoryLimiter(clock, SqlReservations(database), on_degraded=_tell_degraded)
     stack.push_async_callback(_close_limiter, limiter)
@@ -212,13 +212,27 @@ async def _open_stores(  # noqa: PLR0913, PLR0917 - what stores are made of
     return _Stores(registry, keys, SqlUsageLedger(database), limiter)
 
 
-async def _check_secret_keys(fingerprints: Fingerprints, name: str, ids: Sequence[str]) -> None:
-    """See to it that every key is there under which something is stored. Raises StartError."""
+async def _sealing_keys(settings: Settings, folder: DataFolder, database: Database, clock: Clock) -> tuple[bytes, ...]:
+    """Return the sealing keys; the folder's is made where nothing is sealed yet. Raises StartError."""
+    if settings.sealing_key_file is not None:
+        return read_keys(settings.sealing_key_file)
+    if not folder.sealing_key_file.exists():
+        await _check_secret_keys(database, SEALING_KEY, (), folder.sealing_key_file, clock)
+    return folder.sealing_keys()
+
+
+async def _check_secret_keys(database: Database, name: str, ids: Sequence[str], file: Path, clock: Clock) -> None:
+    """See to it that every key is there under which something of use is stored. Raises StartError."""
+    fingerprints = Fingerprints(database)
     newest = ids[:1]  # under which things are stored from now on
-    missing = await fingerprints.check(name, newest) - set(ids)
-    if missing:
-        message = f"the database holds what was stored under another {name} ({', '.join(sorted(missing))}): put it back"
-        raise StartError(message)
+    known = await fingerprints.check(name, newest)
+    stored = await fingerprints.stored(name, known.union(ids) - set(newest), clock.now())
+    for each, what in sorted(stored.items()):
+        if each not in ids:
+            message = f"the database holds {what} under {name} {each}, which is not in {file}: put it back"
+            raise StartError(message)
+    for each in ids[1:]:
+        _log.info("an older key is kept", kind=name, id=each, needed_by=str(stored.get(each, Stored(0))))
     await fingerprints.remember(name, newest)
 
 

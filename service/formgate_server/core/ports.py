@@ -215,6 +215,10 @@ class Transaction(Protocol):
         """Add a service token with its secret's digest."""
         ...
 
+    async def replace_token_digest(self, token_id: str, digest: bytes, pepper_id: str) -> None:
+        """Store the service token's secret by this digest instead."""
+        ...
+
     async def token_of_digest(self, digests: Sequence[bytes]) -> ServiceToken | None:
         """Return the service token that has one of these secret digests."""
         ...

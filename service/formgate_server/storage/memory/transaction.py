@@ -116,6 +116,13 @@ class MemoryTransaction:
         _insert(self._tables.tokens, token.token_id, token)
         _insert(self._tables.token_secrets, digest, token.token_id)
 
+    async def replace_token_digest(self, token_id: str, digest: bytes, pepper_id: str) -> None:  # noqa: ARG002 - as above
+        """See ``Transaction``."""
+        for each, owner in self._tables.token_secrets.items():
+            if owner == token_id:
+                self._tables.token_secrets[each] = None
+        self._tables.token_secrets[digest] = token_id
+
     async def token_of_digest(self, digests: Sequence[bytes]) -> ServiceToken | None:
         """See ``Transaction``."""
         return self._tables.token_of_digest(digests)

@@ -158,6 +158,11 @@ class SqlTransaction:
         values = token_values(token) | {"digest": digest, "pepper_id": pepper_id}
         await self._connection.execute(insert(service_tokens), values)
 
+    async def replace_token_digest(self, token_id: str, digest: bytes, pepper_id: str) -> None:
+        """See ``Transaction``."""
+        stored = update(service_tokens).where(service_tokens.c.token_id == token_id)
+        await self._connection.execute(stored.values(digest=digest, pepper_id=pepper_id))
+
     async def token_of_digest(self, digests: Sequence[bytes]) -> ServiceToken | None:
         """See ``Transaction``."""
         row = await self._locked(select(*TOKEN_COLUMNS).where(service_tokens.c.digest.in_(digests)))
