@@ -217,7 +217,7 @@ class ListKeysRequest(_message.Message):
     created_by: _builtins.str
     """Only those that this member created. Empty: anybody's."""
     page_size: _builtins.int
-    """At most so many, up to 1,000. 0: 100."""
+    """At most so many, up to 1,000. 0: 100. A page of large things has fewer."""
     page_token: _builtins.str
     """The last answer's `next_page_token`, to go on; all else must be as it was."""
     def __init__(
