@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import structlog
+from sqlalchemy import URL
+from sqlalchemy.exc import DBAPIError
 
+from formgate_server.core.attempts import Attempts
 from formgate_server.core.authenticate import Authenticate
 from formgate_server.core.changes import Changes
 from formgate_server.core.check_key import CheckKey
@@ -24,7 +27,7 @@ from formgate_server.core.manage_accounts import ManageAccounts
 from formgate_server.core.manage_members import ManageMembers
 from formgate_server.core.manage_tokens import ManageTokens
 from formgate_server.core.policy import Policies
-from formgate_server.core.ports import Clock, KeyStore, Limiter, Registry, UsageLedger
+from formgate_server.core.ports import Clock, KeyCache, Limiter, Registry, UsageLedger
 from formgate_server.core.read_account import ReadAccount
 from formgate_server.core.read_keys import ReadKeys
 from formgate_server.core.record_usage import RecordUsage
@@ -42,6 +45,7 @@ from formgate_server.rpc.keys import KeyServicer
 from formgate_server.rpc.methods import methods
 from formgate_server.settings import Settings
 from formgate_server.storage.data_folder import DataFolder, DataFolderError, read_keys
+from formgate_server.storage.guard import GuardedKeys
 from formgate_server.storage.memory.limiter import MemoryLimiter
 from formgate_server.storage.sealer import AesSealer
 from formgate_server.storage.sql import migrate
@@ -49,10 +53,11 @@ from formgate_server.storage.sql.counters import SqlReservations
 from formgate_server.storage.sql.engine import Database, open_database
 from formgate_server.storage.sql.fingerprints import PEPPER, SEALING_KEY, Fingerprints, Stored
 from formgate_server.storage.sql.keys import SqlKeyStore
+from formgate_server.storage.sql.parts import UnfitDatabaseError
 from formgate_server.storage.sql.registry import SqlRegistry
 from formgate_server.storage.sql.trail import Trail
 from formgate_server.storage.sql.usage import SqlUsageLedger
-from formgate_server.storage.wrappers import CachedKeyStore
+from formgate_server.storage.wrappers import CachedKeyStore, PepperedKeyStore
 from formgate_server.wire.grpcio import GrpcServer
 from formgate_server.wire.http import HttpServer
 
@@ -84,83 +89,123 @@ class SystemClock:
 
 async def upgrade_database(settings: Settings) -> None:
     """Bring the database to this version. Raises StartError."""
-    try:
+    with _explained():
+        if settings.database_url is not None:
+            await migrate.upgrade(settings.database_url.get_secret_value())
+            return
         with closing(DataFolder(settings.data)) as folder:
             if settings.pepper_file is None:
                 folder.peppers()  # made before the database: one without the other is taken for a loss
             await migrate.upgrade(folder.database_url())
-    except (DataFolderError, UnavailableError) as error:
-        raise StartError(str(error)) from error
 
 
 async def verify_audit(settings: Settings, account_id: str | None, retired: Iterable[Path] = ()) -> dict[str, Findings]:
     """Verify the audit trail of an account (None: of all), by account. Raises StartError where it can not be read.
 
-    ``retired``: files of peppers that signed once. It locks nothing and writes nothing; a server may serve the same
-    folder. An account that is not there is left out.
+    ``retired``: files of peppers that signed once. It locks nothing and writes nothing; servers may go on meanwhile. An
+    account that is not there is left out.
     """
+    with _explained():
+        url, pepper_file, name = _trail_of(settings)
+        trail = Trail(url)
+        try:
+            peppers = [Peppers(read_keys(each)) for each in (pepper_file, *retired)]
+            if await trail.revision() != migrate.head():
+                message = f"{name} is not of this version: `formgate migrate` brings it there"
+                raise StartError(message)
+            heads = await trail.heads(account_id)
+            used = await trail.peppers()
+            return {
+                account: await verify(trail.rows(account), newest, peppers, used) for account, newest in heads.items()
+            }
+        finally:
+            await trail.close()
+
+
+def _trail_of(settings: Settings) -> tuple[str | URL, Path, str]:
+    """Return the URL of the database, the peppers' file, and what to call the database. Raises StartError."""
+    if settings.database_url is not None:
+        return settings.database_url.get_secret_value(), _given(settings, "pepper_file"), "the database"
     file = settings.data.absolute() / "formgate.db"  # no DataFolder: that locks, and makes what is missing
     if not file.exists():
         message = f"there is no database {file}"
         raise StartError(message)
-    trail = Trail(file)
-    try:
-        files = [settings.pepper_file or file.with_name("pepper"), *retired]
-        peppers = [Peppers(read_keys(each)) for each in files]
-        if await trail.revision() != migrate.head():
-            message = f"{file} is not of this version: `formgate migrate` brings it there"
-            raise StartError(message)
-        heads = await trail.heads(account_id)
-        used = await trail.peppers()
-        return {account: await verify(trail.rows(account), newest, peppers, used) for account, newest in heads.items()}
-    except (DataFolderError, UnavailableError) as error:
-        raise StartError(str(error)) from error
-    finally:
-        await trail.close()
+    url = URL.create("sqlite+aiosqlite", database=str(file))
+    return url, settings.pepper_file or file.with_name("pepper"), str(file)
 
 
 @asynccontextmanager
-async def build(settings: Settings) -> AsyncIterator[Addresses]:
-    """Serve while the block runs; afterwards drain. Raises StartError."""
+async def build(
+    settings: Settings, *, worker: bool = False, hurry: asyncio.Event | None = None
+) -> AsyncIterator[Addresses]:
+    """Serve while the block runs; afterwards drain, at once when ``hurry`` is set. Raises StartError.
+
+    A ``worker`` shares its port with others, and leaves probes and metrics to their supervisor.
+    """
     async with AsyncExitStack() as stack:
-        try:
-            addresses = await _start(stack, settings)
-        except (PolicyError, DataFolderError, UnavailableError, OSError) as error:
-            raise StartError(str(error)) from error
+        with _explained():
+            addresses = await _start(stack, settings, worker, hurry or asyncio.Event())
         yield addresses
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Raise StartError for whatever keeps a server from starting."""
+    try:
+        yield
+    except (PolicyError, DataFolderError, UnavailableError, UnfitDatabaseError, OSError) as error:
+        raise StartError(" ".join([str(error), *getattr(error, "__notes__", ())])) from error
+    except DBAPIError as error:  # such as: permission denied for schema public
+        message = f"the database refuses: {error.orig}"
+        raise StartError(message) from error
+
+
+class _Truth(NamedTuple):
+    """The database, brought to this version, and the secrets that its rows depend on."""
+
+    database: Database
+    peppers: tuple[bytes, ...]
+    sealing_keys: tuple[bytes, ...]
+    manager_token: str | None = None
 
 
 class _Stores(NamedTuple):
     registry: Registry
-    keys: KeyStore
+    keys: KeyCache
     usage: UsageLedger
     limiter: Limiter
 
 
-async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
+async def _start(
+    stack: AsyncExitStack,
+    settings: Settings,
+    worker: bool,  # noqa: FBT001 - handed on
+    hurry: asyncio.Event,
+) -> Addresses:
     """Start everything; what is put on the stack last ends first: calls are drained before the stores close."""
     policies = load(settings.policy_dir)
-    folder = stack.enter_context(closing(DataFolder(settings.data)))
-    peppers = Peppers(folder.peppers() if settings.pepper_file is None else read_keys(settings.pepper_file))
+    truth = await (_embedded if settings.database_url is None else _postgresql)(stack, settings)
+    peppers, sealer = Peppers(truth.peppers), AesSealer(truth.sealing_keys)
     clock = SystemClock()
-    database = await _open_database(stack, folder)
-    pepper_file = settings.pepper_file or folder.pepper_file
-    await _check_secret_keys(database, PEPPER, peppers.ids, pepper_file, clock)
-    sealer = AesSealer(await _sealing_keys(settings, folder, database, clock))
-    sealing_key_file = settings.sealing_key_file or folder.sealing_key_file
-    await _check_secret_keys(database, SEALING_KEY, sealer.ids, sealing_key_file, clock)
-    stores = _stores(stack, settings, database, policies, peppers, clock)
+    stores = _open_stores(stack, settings, truth.database, policies, peppers, clock)
     keeper = Keeper(peppers, sealer, policies)
     await _check_plans(stores.registry, policies)
     changes = Changes(stores.registry, stores.limiter, clock)
     stack.push_async_callback(changes.finish)
     tokens = ManageTokens(changes, policies, peppers)
-    await tokens.bootstrap(folder.manager_token(lambda: new_secret(TOKEN_PREFIX)))
+    if truth.manager_token is not None:
+        await tokens.bootstrap(truth.manager_token)
     if settings.bootstrap_token_file is not None:
         await tokens.bootstrap(_read_token(settings.bootstrap_token_file))
     last_used = LastUsed()
     pulse = await stack.enter_async_context(_pulse(last_used, stores.registry))
-    check_key = CheckKey(stores.keys, stores.limiter, policies, peppers=peppers, clock=clock, last_used=last_used)
+    attempts = Attempts(
+        time.monotonic_ns,
+        per_address=settings.invalid_attempts_per_minute or None,
+        in_all=settings.unknown_keys_per_second,
+    )
+    finder = GuardedKeys(stores.keys, attempts)
+    check_key = CheckKey(finder, stores.limiter, policies, clock, last_used)
     record_usage = RecordUsage(stores.usage, stores.registry, stores.limiter, policies, clock)
     stack.push_async_callback(record_usage.finish)
     authorization = AuthorizationServicer(check_key, record_usage)
@@ -181,52 +226,88 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
         tokens,
     )
     dispatch = Dispatch(Authenticate(stores.registry, peppers, clock, time.monotonic))
-    http_host, _, http_port = settings.http.rpartition(":")
-    http = HttpServer(http_host.strip("[]"), int(http_port), live=pulse.beats, ready=pulse.ready)
-    stack.callback(http.close)
-    grpc = GrpcServer(dispatch, methods(authorization, keys, accounts))
+    http_address = settings.http if worker else _start_http(stack, settings.http, pulse)
+    served = methods(authorization, keys, accounts)
+    grpc = GrpcServer(dispatch, served, max_connection_age=settings.max_connection_age_seconds, shared=worker)
     grpc_port = await grpc.start(settings.listen)
-    stack.push_async_callback(grpc.drain, settings.drain_seconds)
+    stack.push_async_callback(grpc.drain, settings.drain_seconds, hurry)
     stack.callback(pulse.drain)
     pulse.is_ready = True
-    return Addresses(f"{settings.listen.rpartition(':')[0]}:{grpc_port}", f"{http_host}:{http.port}")
+    return Addresses(f"{settings.listen.rpartition(':')[0]}:{grpc_port}", http_address)
 
 
-async def _open_database(stack: AsyncExitStack, folder: DataFolder) -> Database:
-    """Open the embedded default's database, brought to this version."""
+def _start_http(stack: AsyncExitStack, address: str, pulse: _Pulse) -> str:
+    host, _, port = address.rpartition(":")
+    http = HttpServer(host.strip("[]"), int(port), live=pulse.beats, ready=pulse.ready)
+    stack.callback(http.close)
+    return f"{host}:{http.port}"
+
+
+async def _embedded(stack: AsyncExitStack, settings: Settings) -> _Truth:
+    """Open the embedded default's folder: what is missing there is made, what is older is brought to this version."""
+    folder = stack.enter_context(closing(DataFolder(settings.data)))
+    peppers = folder.peppers() if settings.pepper_file is None else read_keys(settings.pepper_file)
     url = folder.database_url()
     await migrate.upgrade(url)
     database = open_database(url)
     stack.push_async_callback(database.close)
-    return database
+    await _check_secret_keys(database, PEPPER, Peppers(peppers).ids, settings.pepper_file or folder.pepper_file)
+    sealing_key_file = settings.sealing_key_file or folder.sealing_key_file
+    if settings.sealing_key_file is None and not sealing_key_file.exists():
+        await _check_secret_keys(database, SEALING_KEY, (), sealing_key_file)  # before another is made
+    sealing_keys = folder.sealing_keys() if settings.sealing_key_file is None else read_keys(sealing_key_file)
+    await _check_secret_keys(database, SEALING_KEY, AesSealer(sealing_keys).ids, sealing_key_file)
+    return _Truth(database, peppers, sealing_keys, folder.manager_token(lambda: new_secret(TOKEN_PREFIX)))
 
 
-def _stores(  # noqa: PLR0913, PLR0917 - what stores are made of
+async def _postgresql(stack: AsyncExitStack, settings: Settings) -> _Truth:
+    """Open PostgreSQL, which many share: nothing is made here, and nothing there is changed. Raises StartError."""
+    assert settings.database_url is not None  # noqa: S101 - it is why this is called
+    if settings.redis_url is None:
+        message = (
+            "FORMGATE_DATABASE_URL asks for FORMGATE_REDIS_URL: several servers may share this database, and their"
+            " limits hold, and a revoked key ends, only where they share their counters, too"
+        )
+        raise StartError(message)
+    pepper_file, sealing_key_file = _given(settings, "pepper_file"), _given(settings, "sealing_key_file")
+    peppers, sealing_keys = read_keys(pepper_file), read_keys(sealing_key_file)
+    database = open_database(settings.database_url.get_secret_value(), pool=settings.database_pool)
+    stack.push_async_callback(database.close)
+    await migrate.check(database)
+    await _check_secret_keys(database, PEPPER, Peppers(peppers).ids, pepper_file)
+    await _check_secret_keys(database, SEALING_KEY, AesSealer(sealing_keys).ids, sealing_key_file)
+    return _Truth(database, peppers, sealing_keys)
+
+
+def _given(settings: Settings, name: str) -> Path:
+    """Return a file that must be given with PostgreSQL. Raises StartError."""
+    path: Path | None = getattr(settings, name)
+    if path is None:
+        message = f"FORMGATE_DATABASE_URL asks for FORMGATE_{name.upper()}: all servers need the same one"
+        raise StartError(message)
+    return path
+
+
+def _open_stores(  # noqa: PLR0913, PLR0917 - what stores are made of
     stack: AsyncExitStack, settings: Settings, database: Database, policies: Policies, peppers: Peppers, clock: Clock
 ) -> _Stores:
-    """Return the embedded default's stores: SQLite, and counters in memory whose marks it holds."""
+    """Put the stores over the database; the counters are in memory, and it holds their marks."""
+    if settings.redis_url is not None:
+        message = "FORMGATE_REDIS_URL: this version has no counters in Redis"
+        raise StartError(message)
     registry = SqlRegistry(database, peppers)
     limiter = MemoryLimiter(clock, SqlReservations(database), on_degraded=_tell_degraded)
     stack.push_async_callback(_close_limiter, limiter)
-    keys = CachedKeyStore(SqlKeyStore(database, policies), settings.key_cache_size)
+    keys = CachedKeyStore(PepperedKeyStore(SqlKeyStore(database, policies), peppers), settings.key_cache_size)
     return _Stores(registry, keys, SqlUsageLedger(database), limiter)
 
 
-async def _sealing_keys(settings: Settings, folder: DataFolder, database: Database, clock: Clock) -> tuple[bytes, ...]:
-    """Return the sealing keys; the folder's is made where nothing is sealed yet. Raises StartError."""
-    if settings.sealing_key_file is not None:
-        return read_keys(settings.sealing_key_file)
-    if not folder.sealing_key_file.exists():
-        await _check_secret_keys(database, SEALING_KEY, (), folder.sealing_key_file, clock)
-    return folder.sealing_keys()
-
-
-async def _check_secret_keys(database: Database, name: str, ids: Sequence[str], file: Path, clock: Clock) -> None:
+async def _check_secret_keys(database: Database, name: str, ids: Sequence[str], file: Path) -> None:
     """See to it that every key is there under which something of use is stored. Raises StartError."""
     fingerprints = Fingerprints(database)
     newest = ids[:1]  # under which things are stored from now on
     known = await fingerprints.check(name, newest)
-    stored = await fingerprints.stored(name, known.union(ids) - set(newest), clock.now())
+    stored = await fingerprints.stored(name, known.union(ids) - set(newest), SystemClock().now())
     for each, what in sorted(stored.items()):
         if each not in ids:
             message = f"the database holds {what} under {name} {each}, which is not in {file}: put it back"

@@ -1,4 +1,7 @@
-"""The settings: the only reader of the environment. Each is also an option of ``formgate serve``."""
+"""The settings: the only reader of the environment. Each is also an option of ``formgate serve``, but for URLs.
+
+Those hold passwords, and a command line is seen by everybody on the machine.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -24,6 +27,7 @@ def _blank_is_none(value: object) -> object:
 
 Address = Annotated[str, AfterValidator(_address)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_blank_is_none)]
+OptionalUrl = Annotated[SecretStr | None, BeforeValidator(_blank_is_none)]
 
 
 class Settings(BaseSettings):
@@ -32,6 +36,13 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="FORMGATE_", frozen=True, extra="forbid", env_ignore_empty=True)
 
     data: Path = Field(default=Path("formgate-data"), description="The folder of the embedded default.")
+    database_url: OptionalUrl = Field(
+        default=None, description="PostgreSQL instead of the folder: postgresql://user:password@host/name."
+    )
+    database_pool: Annotated[int, Field(ge=3, le=1_000)] = Field(
+        default=10, description="How many connections to PostgreSQL a process has at the most."
+    )
+    redis_url: OptionalUrl = Field(default=None, description="Where the counters are; PostgreSQL asks for it.")
     listen: Address = Field(default="127.0.0.1:50051", description="Where gRPC is served, HOST:PORT.")
     http: Address = Field(default="127.0.0.1:9090", description="Where livez, readyz and metrics are, HOST:PORT.")
     insecure: bool = Field(default=False, description="Serve without TLS beyond loopback too.")
@@ -51,6 +62,21 @@ class Settings(BaseSettings):
     drain_seconds: Annotated[float, Field(ge=0, le=600)] = Field(
         default=10.0, description="How long calls under way may take to end on SIGTERM."
     )
+    workers: Annotated[int, Field(ge=1, le=256)] = Field(
+        default=1, description="How many processes serve; several need PostgreSQL and Redis."
+    )
+    processes: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+        default=None, description="How many processes, on all machines, share the limits when Redis is down."
+    )
+    max_connection_age_seconds: Annotated[float, Field(ge=1, le=86_400)] = Field(
+        default=300.0, description="After how long a client is asked to connect anew, a tenth more or less."
+    )
+    invalid_attempts_per_minute: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        default=60, description="How many keys that there are not one address may show; 0: any number."
+    )
+    unknown_keys_per_second: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default=200, description="How often a process looks in the database for keys that there are not."
+    )
 
     @model_validator(mode="after")
     def _loopback_only(self) -> Settings:
@@ -59,6 +85,18 @@ class Settings(BaseSettings):
                 message = f"{name} is beyond loopback, where secrets would travel in clear: say --insecure to allow it"
                 raise ValueError(message)
         return self
+
+    @model_validator(mode="after")
+    def _all_share(self) -> Settings:
+        if self.processes is not None and self.processes < self.workers:
+            message = "processes are all that share the limits, these workers included: there are fewer of them"
+            raise ValueError(message)
+        return self
+
+    @property
+    def sharers(self) -> int:
+        """How many processes share the limits when Redis is down."""
+        return self.workers if self.processes is None else self.processes
 
 
 def is_loopback(address: str) -> bool:

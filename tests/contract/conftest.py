@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.postgres import PostgresServer
 from tests.support.stores import (
     Stores,
     account,
@@ -14,7 +15,7 @@ from tests.support.stores import (
     empty_database,
     memory_stores,
     opened,
-    sqlite_stores,
+    sql_stores,
 )
 
 
@@ -24,16 +25,21 @@ def template_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("template")
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def stores(request: pytest.FixtureRequest, tmp_path: Path, template_folder: Path) -> AsyncIterator[Stores]:
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stores]:
     """The ports of each kind of store, holding the account ``acme``."""
     if request.param == "memory":
         yield await _with_account(memory_stores())
         return
+    if request.param == "postgres":
+        server: PostgresServer = request.getfixturevalue("postgres_server")
+        async with server.database() as url, opened(url) as database:
+            yield await _with_account(sql_stores(database))
+        return
     file = tmp_path / "formgate.db"
-    await empty_database(template_folder, file)
+    await empty_database(request.getfixturevalue("template_folder"), file)
     async with opened(file) as database:
-        yield await _with_account(sqlite_stores(database))
+        yield await _with_account(sql_stores(database))
 
 
 @pytest.fixture(params=["bare", "cached"])

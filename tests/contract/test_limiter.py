@@ -83,6 +83,20 @@ class Marks:
         for _ in range(self.patience):
             await asyncio.sleep(0)
 
+    async def advance(self, marks: Mapping[str, Reserved]) -> Collection[str]:
+        """See ``Reservations``."""
+        higher = {each: mark for each, mark in marks.items() if mark.serial > self.serial(each)}
+        await self.save(higher)
+        return set(higher)
+
+    async def forget(self, before: int, most: int) -> int:
+        """See ``Reservations``."""
+        raise AssertionError("a limiter forgets no marks")
+
+    def serial(self, counter_id: str) -> int:
+        """Return the serial of the mark that is there; -1: there is none."""
+        return self.held[counter_id].serial if counter_id in self.held else -1
+
     async def _wait(self) -> None:
         for _ in range(self.patience):
             await asyncio.sleep(0)
@@ -398,6 +412,63 @@ async def test_a_changed_time_zone_counts_from_the_next_period(world: World) -> 
         assert (await charge(world.limiter, (vienna,), cost=3)).denied is None
 
 
+# ------------------------------------------------------------------------------------------------- many charges at once
+
+
+async def test_many_charges_are_each_its_own(world: World) -> None:
+    """In their order: the first ones get what there is; a denial, another epoch, another account stop no other."""
+    limits = (counter(amount=2),)
+    many = [Charge("acme", 1, key, limits, 1) for key in ("k1", "k2", "k3")]
+    many[1:1] = [Charge("acme", 0, "k1", limits, 1), Charge("other", 1, "k1", limits, 1), Charge("acme", 1, "k1")]
+    first, old, missing, bare, second, third = await world.limiter.charge_many(many)
+    assert (old, type(missing)) == (EpochMoved(1), EpochMissing)
+    assert isinstance(first, Charged)
+    assert isinstance(second, Charged)
+    assert isinstance(third, Charged)
+    assert [one.standings[0].remaining for one in (first, second, third)] == [1, 0, 0]
+    assert (first.denied, second.denied, third.denied) == (None, None, limits[0].limit)
+    assert bare == Charged(None, None, ())
+    assert await world.limiter.charge_many([]) == []
+
+
+async def test_many_charges_wait_only_for_their_own_marks(world: World) -> None:
+    """Those that need none are charged though another's is not written yet, and all are told when it is."""
+    world.marks.gate = asyncio.Event()
+    quick, slow = (counter(per=MINUTELY, name="quick"),), (counter(per=DAILY, name="slow"),)
+    await charge(world.limiter, quick)
+    many = [Charge("acme", 1, "k1", limits, 1, "r1" if limits is slow else "") for limits in (slow, quick, slow)]
+    waiting = await begun(world.limiter.charge_many(many))
+    assert not waiting.done()
+    assert await used(world.limiter, quick) == [2]
+    world.marks.gate.set()
+    told = await waiting
+    assert [one.standings[0].remaining for one in told] == [99, 98, 99]
+    assert await used(world.limiter, slow) == [1]  # one request, charged once
+
+
+async def test_many_charges_are_decided_by_the_epoch_at_their_end(world: World) -> None:
+    """Those that waited: a change that returned meanwhile is not passed over by any of them."""
+    world.marks.gate = asyncio.Event()
+    limits = (counter(amount=5, per=DAILY),)
+    waiting = await begun(world.limiter.charge_many([Charge("acme", 1, "k1", limits, 1)] * 3))
+    await world.limiter.publish("acme", 2)
+    world.marks.gate.set()
+    assert await waiting == [EpochMoved(2)] * 3
+    assert (await charge(world.limiter, limits, cost=5, epoch=2)).denied is None
+
+
+async def test_what_fails_among_many_charges_takes_no_other_along(world: World) -> None:
+    """The counters of one can not be read: that one is told so, the other is charged."""
+    known, unknown = (counter(name="known"),), (counter(per=DAILY, name="unknown"),)
+    await charge(world.limiter, known)
+    world.marks.broken = UnavailableError
+    many = [Charge("acme", 1, "k1", limits, 1) for limits in (unknown, known)]
+    failed, charged = await world.limiter.charge_many(many)
+    assert isinstance(failed, UnavailableError)
+    assert isinstance(charged, Charged)
+    assert await used(world.limiter, known) == [2]
+
+
 # -------------------------------------------------------------------------------------------------------- request_id
 
 
@@ -497,11 +568,11 @@ async def test_a_refund_gives_back_once(world: World) -> None:
     limits = [counter(amount=100, per=per, name=str(per)) for per in (*ENDS, MINUTELY)]
     await charge(world.limiter, limits, cost=1)
     await charge(world.limiter, limits, cost=7, request_id="r1")
-    await world.limiter.refund("k2", "r1")
-    await world.limiter.refund("k1", "r2")
+    await world.limiter.refund("acme", "k2", "r1")
+    await world.limiter.refund("acme", "k1", "r2")
     assert await used(world.limiter, limits) == [8] * 5
-    await world.limiter.refund("k1", "r1")
-    await world.limiter.refund("k1", "r1")
+    await world.limiter.refund("acme", "k1", "r1")
+    await world.limiter.refund("acme", "k1", "r1")
     assert await used(world.limiter, limits) == [1] * 5
 
 
@@ -511,7 +582,7 @@ async def test_a_refund_is_of_its_own_sub_window(world: World) -> None:
     await charge(world.limiter, limits, cost=5, request_id="r1")
     world.clock.time += 30 * SECOND
     await charge(world.limiter, limits, cost=5)
-    await world.limiter.refund("k1", "r1")
+    await world.limiter.refund("acme", "k1", "r1")
     assert await used(world.limiter, limits) == [5]
     world.clock.time += 31 * SECOND  # the older sub-window has left
     assert await used(world.limiter, limits) == [5]
@@ -526,7 +597,7 @@ async def test_a_refund_does_not_reach_into_a_new_period(world: World) -> None:
     await charge(world.limiter, (daily, monthly), cost=4, request_id="r1")
     world.clock.time = TODAY + DAY
     await charge(world.limiter, (daily, monthly), cost=3)
-    await world.limiter.refund("k1", "r1")
+    await world.limiter.refund("acme", "k1", "r1")
     assert await used(world.limiter, (daily, monthly)) == [3, 3]
 
 
@@ -535,7 +606,7 @@ async def test_a_refund_comes_too_late_after_60_seconds(world: World) -> None:
     limits = (counter(amount=10, per=DAILY),)
     await charge(world.limiter, limits, cost=4, request_id="r1")
     world.clock.time += REMEMBERED
-    await world.limiter.refund("k1", "r1")
+    await world.limiter.refund("acme", "k1", "r1")
     assert await used(world.limiter, limits) == [4]
 
 
@@ -544,7 +615,7 @@ async def test_a_refund_gives_back_nothing_that_was_not_charged(world: World) ->
     daily = counter(amount=10, per=DAILY)
     await charge(world.limiter, (replace_amount(daily, None),), cost=4, request_id="r1")
     await charge(world.limiter, (daily,), cost=5)
-    await world.limiter.refund("k1", "r1")
+    await world.limiter.refund("acme", "k1", "r1")
     assert await used(world.limiter, (daily,)) == [5]
 
 
@@ -552,7 +623,7 @@ async def test_what_is_refunded_can_be_charged_again(world: World) -> None:
     """Also by a repetition of the request: it is forgotten."""
     limits = (counter(amount=10, per=DAILY),)
     await charge(world.limiter, limits, cost=10, request_id="r1")
-    await world.limiter.refund("k1", "r1")
+    await world.limiter.refund("acme", "k1", "r1")
     assert (await charge(world.limiter, limits, cost=10, request_id="r1")).denied is None
     assert (await charge(world.limiter, limits, cost=1)).denied is not None
 
@@ -561,9 +632,9 @@ async def test_what_is_refunded_can_be_charged_again(world: World) -> None:
 async def test_an_adjustment_overdraws(world: World, per: Per) -> None:
     """It charges beyond the amount; nothing remains then, never less, and every unit counts for its time."""
     limits = (counter(amount=10, per=per),)
-    await world.limiter.adjust(limits, 7)
+    await world.limiter.adjust("acme", limits, 7, once="a1")
     assert await used(world.limiter, limits) == [7]
-    await world.limiter.adjust(limits, 25)
+    await world.limiter.adjust("acme", limits, 25, once="a2")
     looked = await charge(world.limiter, limits, cost=0)
     assert (looked.denied, looked.standings[0].remaining) == (limits[0].limit, 0)
     assert await used(world.limiter, [replace_amount(limits[0], WIDE)]) == [32]
@@ -571,10 +642,21 @@ async def test_an_adjustment_overdraws(world: World, per: Per) -> None:
         assert (await world.used_after_a_crash(limits))[0] >= 32
 
 
+async def test_an_adjustment_is_made_once(world: World) -> None:
+    """Repeated under its name, also at once and with other units, it charges nothing again; another name does."""
+    limits = (counter(per=DAILY), counter(per=MINUTELY, name="rate"))
+    again = [world.limiter.adjust("acme", limits, units, once="a1") for units in (7, 7, 8)]
+    await asyncio.gather(*again)
+    await world.limiter.adjust("acme", limits, 7, once="a1")
+    assert await used(world.limiter, limits) == [7, 7]
+    await world.limiter.adjust("acme", limits, 7, once="a2")
+    assert await used(world.limiter, limits) == [14, 14]
+
+
 async def test_an_adjustment_of_an_unlimited_one_counts_nothing(world: World) -> None:
     """As a charge does: a limit that is set later begins at nothing."""
     daily = counter(amount=None, per=DAILY)
-    await world.limiter.adjust((daily,), 7)
+    await world.limiter.adjust("acme", (daily,), 7, once="a3")
     assert await used(world.limiter, (replace_amount(daily, 10),)) == [0]
 
 
@@ -694,7 +776,7 @@ async def test_a_refund_lowers_the_mark(world: World) -> None:
     limits = (counter(amount=1_000, per=DAILY),)
     await charge(world.limiter, limits, cost=700, request_id="r1")
     await quiet()
-    await world.limiter.refund("k1", "r1")
+    await world.limiter.refund("acme", "k1", "r1")
     await quiet()
     assert (await world.used_after_a_crash(limits))[0] <= 10
 
@@ -719,7 +801,7 @@ async def test_keys_with_amounts_of_their_own_share_a_counter(world: World) -> N
         spent += cost
         assert (await charge(world.limiter, (low,), key="k2", cost=12)).denied is None if spent == 0 else True
         await charge(world.limiter, (low,), key="k2", cost=12)
-        await world.limiter.adjust((low,), 1)
+        await world.limiter.adjust("acme", (low,), 1, once=f"a{spent}")
         spent += 1
         assert (await world.used_after_a_crash((high,)))[0] >= spent
 
@@ -776,7 +858,7 @@ async def test_a_counter_that_can_not_be_loaded_is_not_guessed(world: World) -> 
         with pytest.raises(UnavailableError):
             await charge(other, limits, cost=cost)
     with pytest.raises(UnavailableError):
-        await other.adjust(limits, 1)
+        await other.adjust("acme", limits, 1, once="a5")
     world.marks.broken = None
     assert await used(other, limits) == [9]
 
@@ -806,7 +888,7 @@ async def test_an_overdraft_of_degraded_times_is_caught_up_too(world: World) -> 
     limits = (counter(amount=100, per=DAILY),)
     await charge(world.limiter, limits)
     world.marks.broken = UnavailableError
-    await world.limiter.adjust(limits, 250)
+    await world.limiter.adjust("acme", limits, 250, once="a6")
     world.marks.broken = None
     await quiet()
     assert (await world.used_after_a_crash(limits))[0] >= 251
@@ -966,6 +1048,8 @@ class History:
             self.set_amount(number, amount)
         self.costliest = 0
         """The largest cost since everything came to rest: so much may be reserved for a while."""
+        self.adjusted = 0
+        """How many adjustments there were."""
         self.refunded = 0
         """What was given back since everything came to rest: marks follow a little later."""
         self.safe = True
@@ -1064,7 +1148,8 @@ class History:
 
     async def adjust(self, counters: tuple[Counter, ...], units: int) -> None:
         """Adjust, in the oracle too."""
-        await self.world.limiter.adjust(counters, units)
+        self.adjusted += 1
+        await self.world.limiter.adjust("acme", counters, units, once=f"a{self.adjusted}")
         now = self.clock.now()
         for of in counters:
             if of.limit.amount is not None:
@@ -1073,7 +1158,7 @@ class History:
 
     async def refund(self, key: str, request_id: str) -> None:
         """Refund, in the oracle too."""
-        await self.world.limiter.refund(key, request_id)
+        await self.world.limiter.refund("acme", key, request_id)
         time, cost, charged = self.remembered.pop((key, request_id), (0, 0, []))
         now = self.clock.now()
         if now >= time + REMEMBERED:

@@ -40,3 +40,31 @@ async def test_many_at_once(stores: Stores) -> None:
     marks = {f"counter/{number}": Reserved(Span(number, number), number) for number in range(3_000)}
     await asyncio.gather(stores.reservations.save(marks), stores.reservations.save({"another": WINDOW}))
     assert await stores.reservations.load(list(marks)) == marks
+
+
+async def test_marks_only_advance(stores: Stores) -> None:
+    """Of several processes' marks the one with the highest serial stays, in whatever order they come; each is told."""
+    first, second, third = (SPAN._replace(serial=serial, ahead=serial) for serial in (5, 7, 7))
+    assert set(await stores.reservations.advance({"a": second, "b": first})) == {"a", "b"}
+    assert set(await stores.reservations.advance({"a": first, "b": second})) == {"b"}
+    assert set(await stores.reservations.advance({"a": third})) == set()
+    assert set(await stores.reservations.advance({})) == set()
+    assert await stores.reservations.load(["a", "b"]) == {"a": second, "b": second}
+
+
+async def test_of_many_at_once_the_highest_stays(stores: Stores) -> None:
+    """Whoever was told that its mark was written wrote a higher one than was there."""
+    marks = [SPAN._replace(serial=serial) for serial in (3, 9, 1, 7, 5)]
+    told = await asyncio.gather(*(stores.reservations.advance({"a": mark}) for mark in marks))
+    assert "a" in told[1]
+    assert await stores.reservations.load(["a"]) == {"a": marks[1]}
+
+
+async def test_marks_that_are_over_are_forgotten(stores: Stores) -> None:
+    """Those with an end before the moment, so many at a time; others stay, and so do those without an end."""
+    marks = {f"c{end}": SPAN._replace(expire_time=end) for end in (10, 20, 30, 40)} | {"for ever": SPAN}
+    await stores.reservations.save(marks)
+    assert await stores.reservations.forget(30, 1) == 1
+    assert await stores.reservations.forget(30, 10) == 1
+    assert await stores.reservations.forget(30, 10) == 0
+    assert await stores.reservations.load(list(marks)) == {each: marks[each] for each in ("c30", "c40", "for ever")}

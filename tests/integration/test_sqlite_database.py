@@ -7,8 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import types
-from collections.abc import AsyncIterator, Coroutine, Generator
+from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,16 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from formgate_server.core.errors import UnavailableError
 from formgate_server.core.model import KeyState, UsageOutcome
 from formgate_server.core.ports import StoredSecret
-from formgate_server.storage.sql import engine, migrate
+from formgate_server.storage.sql import migrate, sqlite
 from formgate_server.storage.sql.engine import Database
 from formgate_server.storage.sql.fingerprints import Fingerprints, Stored
+from tests.support.changing import AWAY, all_ways, cancelled_at, change, epoch_of, fill
 from tests.support.stores import (
     account,
     add_key,
     database_url,
     digest,
     entry,
-    event,
     key,
     opened,
     sqlite_stores,
@@ -45,10 +44,7 @@ async def file(tmp_path: Path) -> Path:
     file = tmp_path / "formgate.db"
     await migrate.upgrade(database_url(file))
     async with opened(file) as database:
-        registry = sqlite_stores(database).registry
-        async with registry.transaction() as transaction:
-            await transaction.insert_account(account())
-        await add_key(registry, key(display_name="1"))
+        await fill(database)
     return file
 
 
@@ -57,25 +53,6 @@ async def database(file: Path) -> AsyncIterator[Database]:
     """The same, open."""
     async with opened(file) as database:
         yield database
-
-
-async def change(database: Database) -> int:
-    """Make a change of several rows, and return the epoch."""
-    async with sqlite_stores(database).registry.transaction() as transaction:
-        epoch = await transaction.raise_epoch("acme")
-        await transaction.update_key(key(display_name=str(epoch)))
-        await transaction.audit(event(note=str(epoch)))
-    return epoch
-
-
-async def epoch_of(database: Database) -> int:
-    """Return the epoch; AssertionError where a change was done by half."""
-    stores = sqlite_stores(database)
-    record = await stores.keys.find([digest("k1")])
-    assert record is not None
-    assert record.key.display_name == str(record.epoch)
-    assert [int(row.note) for row in await stores.audit("acme")] == list(range(2, record.epoch + 1))
-    return record.epoch
 
 
 # -------------------------------------------------------------------------------------------------------- many at once
@@ -96,7 +73,8 @@ async def test_two_engines_write_at_once(file: Path) -> None:
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from tests.integration.test_sqlite_database import change, opened
+from tests.support.changing import change
+from tests.support.stores import opened
 
 async def main() -> None:
     async with opened(Path(sys.argv[1])) as database:
@@ -152,27 +130,6 @@ async def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
 # -------------------------------------------------------------------------------------------------------- cancellation
 
 
-@types.coroutine
-def cancelled_at(step: int, work: Coroutine[Any, Any, object], times: int = 1) -> Generator[Any, Any, bool]:
-    """Run ``work``, cancelled where it waits for the ``step``-th time and from there on; tell if it came so far."""
-    waited_for = None
-    try:
-        for _ in range(step):
-            yield work.send(None)
-        waited_for = work.send(None)
-        for _ in range(times):
-            if waited_for is not None:
-                waited_for.cancel()
-            waited_for = work.throw(asyncio.CancelledError())
-        while True:
-            yield waited_for
-            waited_for = work.send(None)
-    except StopIteration:
-        return False
-    except asyncio.CancelledError:
-        return True
-
-
 @pytest.mark.parametrize("times", [1, 2, 3])
 async def test_a_change_cancelled_anywhere(file: Path, times: int) -> None:
     """At whichever await a change is cancelled: it is done wholly or not at all, and the next is not held up."""
@@ -217,7 +174,7 @@ async def test_a_change_cancelled_while_it_connects(file: Path) -> None:
 @pytest.mark.parametrize("step", range(12))
 async def test_when_everything_is_cancelled(file: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Even if the statement itself is cut off, as when a loop ends, the lock goes with the connection."""
-    monkeypatch.setattr(engine, "_BUSY_MILLISECONDS", 500)
+    monkeypatch.setattr(sqlite, "_BUSY_MILLISECONDS", 500)
     execute: Any = aiosqlite.Connection._execute
     waits = iter(range(1_000))
 
@@ -270,7 +227,8 @@ async def test_who_waits_and_is_cancelled_takes_no_turn(database: Database) -> N
 STORM = """
 import asyncio, sys
 from pathlib import Path
-from tests.integration.test_sqlite_database import change, entry, opened, sqlite_stores
+from tests.support.changing import change
+from tests.support.stores import entry, opened, sqlite_stores
 
 async def main() -> None:
     async with opened(Path(sys.argv[1])) as database:
@@ -343,21 +301,6 @@ async def test_nothing_is_left_behind(file: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------------ when it is away
 
-AWAY = "The database does not answer."
-
-
-async def all_ways(database: Database) -> list[Any]:
-    """Use the database in each way there is."""
-    stores = sqlite_stores(database)
-    calls: list[Coroutine[Any, Any, object]] = [
-        change(database),
-        stores.registry.account("acme"),
-        stores.keys.find([digest("k1")]),
-        stores.usage.record([entry("r1")]),
-        stores.reservations.load(["a"]),
-    ]
-    return list(await asyncio.gather(*calls, return_exceptions=True))
-
 
 @pytest.mark.parametrize("content", [None, b"this is not a database, by any means" * 100])
 async def test_a_database_that_is_none(tmp_path: Path, content: bytes | None) -> None:
@@ -374,7 +317,7 @@ async def test_a_database_that_is_none(tmp_path: Path, content: bytes | None) ->
 
 async def test_a_database_that_another_holds(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that waits for too long for another process gives up; readers are served; then all goes on."""
-    monkeypatch.setattr(engine, "_BUSY_MILLISECONDS", 20)
+    monkeypatch.setattr(sqlite, "_BUSY_MILLISECONDS", 20)
     async with opened(file) as database:
         with closing(sqlite3.connect(file)) as other:
             other.execute("BEGIN IMMEDIATE")

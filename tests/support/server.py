@@ -23,20 +23,11 @@ from typing import Self, TypeVar
 
 import grpc
 
+from tests.support.process import launch
+
 COMMAND = Path(sys.executable).with_name("formgate")
 
 _READY = re.compile(r"^formgate is ready: grpc (?P<grpc>\S+?), http (?P<http>\S+?)(?:,.*)?$", re.MULTILINE)
-
-# The kernel ends the server when the tests end, however they do: no `finally` runs after a `kill -9` of pytest. Set in
-# the process itself, before it becomes the server, because nothing may run between fork and exec of a threaded parent.
-_LAUNCH = """
-import ctypes, os, signal, sys
-parent = int(sys.argv[1])
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-if os.getppid() == parent:
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 T = TypeVar("T")
 
@@ -113,14 +104,7 @@ class Server:
         served = ["serve", "--data", str(self.data), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *self.options]
         with self.stdout.open("ab") as stdout, self.logs.open("ab") as logs:
             self._printed_before = stdout.tell()
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _LAUNCH, str(os.getpid()), str(COMMAND), *served],
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=logs,
-                env=self.environment,
-                start_new_session=True,  # one ctrl-C for the tests; and a group, to end its children too
-            )
+            self._process = launch([COMMAND, *served], stdout=stdout, stderr=logs, environment=self.environment)
 
     def start(self, seconds: float = 30) -> None:
         """Start the process and return when it is ready; AssertionError with its logs when it is not in time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from formgate_server.core.model import (
 from formgate_server.core.policy import KeyRules, Plan, Policies, Policy
 from formgate_server.core.ports import (
     AuditFilter,
+    Epochs,
     KeyStore,
     Registry,
     Reservations,
@@ -42,13 +43,16 @@ from formgate_server.core.ports import (
     UsageEntry,
     UsageLedger,
 )
+from formgate_server.core.verdict import KeyRecord
 from formgate_server.storage.memory.counters import MemoryReservations
+from formgate_server.storage.memory.epochs import MemoryEpochs
 from formgate_server.storage.memory.keys import MemoryKeyStore
 from formgate_server.storage.memory.registry import MemoryRegistry
 from formgate_server.storage.memory.usage import MemoryUsageLedger
 from formgate_server.storage.sql import migrate
 from formgate_server.storage.sql.counters import SqlReservations
 from formgate_server.storage.sql.engine import Database, open_database
+from formgate_server.storage.sql.epochs import SqlEpochs
 from formgate_server.storage.sql.keys import SqlKeyStore
 from formgate_server.storage.sql.registry import SqlRegistry
 from formgate_server.storage.sql.tables import usage_hours
@@ -103,6 +107,7 @@ class Stores:
     keys: KeyStore
     usage: UsageLedger
     reservations: Reservations
+    epochs: Epochs
     hours: Callable[[], Awaitable[Hours]]
 
     async def audit(self, account_id: str) -> list[AuditEvent]:
@@ -110,6 +115,21 @@ class Stores:
         rows = await self.registry.audit_rows(AuditFilter(account_id), None, 1_000)
         assert [row.sequence for row in rows] == list(range(len(rows), 0, -1))
         return [row.event for row in reversed(rows)]
+
+
+@dataclass(frozen=True)
+class Unguarded:
+    """A KeyFinder that refuses no one."""
+
+    keys: KeyStore
+
+    def known(self, digests: Sequence[bytes]) -> KeyRecord | None:
+        """See ``KeyFinder``."""
+        return self.keys.known(digests) if isinstance(self.keys, CachedKeyStore) else None
+
+    async def find(self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = "") -> KeyRecord | None:
+        """See ``KeyFinder``."""
+        return await self.keys.find(digests, at_least=at_least)
 
 
 def memory_stores() -> Stores:
@@ -120,7 +140,9 @@ def memory_stores() -> Stores:
     async def hours() -> Hours:
         return {(*hour,): (*sums,) for hour, sums in usage.hours.items()}
 
-    return Stores(registry, MemoryKeyStore(registry, POLICIES), usage, MemoryReservations(), hours)
+    return Stores(
+        registry, MemoryKeyStore(registry, POLICIES), usage, MemoryReservations(), MemoryEpochs(registry), hours
+    )
 
 
 def database_url(file: Path) -> URL:
@@ -129,9 +151,9 @@ def database_url(file: Path) -> URL:
 
 
 @asynccontextmanager
-async def opened(file: Path) -> AsyncIterator[Database]:
-    """Open a migrated SQLite file for a while."""
-    database = open_database(database_url(file))
+async def opened(place: Path | URL) -> AsyncIterator[Database]:
+    """Open a migrated SQLite file, or the database of a URL, for a while."""
+    database = open_database(database_url(place) if isinstance(place, Path) else place)
     try:
         yield database
     finally:
@@ -148,8 +170,8 @@ async def empty_database(folder: Path, file: Path) -> None:
     shutil.copyfile(template, file)
 
 
-def sqlite_stores(database: Database) -> Stores:
-    """Return stores over an SQLite database."""
+def sql_stores(database: Database) -> Stores:
+    """Return stores over an SQL database."""
 
     async def hours() -> Hours:
         async with database.reading() as connection:
@@ -158,7 +180,11 @@ def sqlite_stores(database: Database) -> Stores:
 
     keys = SqlKeyStore(database, POLICIES)
     registry = SqlRegistry(database, AUDIT_KEYS)
-    return Stores(registry, keys, SqlUsageLedger(database), SqlReservations(database), hours)
+    usage, reservations, epochs = SqlUsageLedger(database), SqlReservations(database), SqlEpochs(database)
+    return Stores(registry, keys, usage, reservations, epochs, hours)
+
+
+sqlite_stores = sql_stores
 
 
 def cached(stores: Stores) -> Stores:

@@ -88,7 +88,8 @@ def verify(
 
     Ends with 0 where every row is sound, with 1 where one is altered or missing, else with 3: some can not be checked.
 
-    It reads the database and the pepper on this machine, and writes nothing; the server may run meanwhile.
+    It reads the database, that of FORMGATE_DATABASE_URL or in the data folder, and the pepper, and writes nothing; the
+    server may run meanwhile.
     """
     import asyncio
 
@@ -102,7 +103,8 @@ def verify(
     except StartError as error:
         raise CommandError(str(error), ExitCode.UNDECIDED, hint="nothing is verified") from None
     if account_id is not None and not found:
-        raise CommandError(f"{given.data} has no account {account_id}", ExitCode.UNDECIDED, hint="nothing is verified")
+        place = given.data if given.database_url is None else "the database"
+        raise CommandError(f"{place} has no account {account_id}", ExitCode.UNDECIDED, hint="nothing is verified")
     findings.show(found, json=json)
     if any(each.tampered for each in found.values()):
         raise typer.Exit(ExitCode.REFUSED)

@@ -22,6 +22,12 @@ Data = Annotated[
 def serve(
     *,
     data: Data = None,
+    database_pool: Annotated[
+        int | None,
+        typer.Option(
+            "--database-pool", metavar="N", help="How many connections to PostgreSQL, at most.", show_default="10"
+        ),
+    ] = None,
     listen: Annotated[
         str | None,
         typer.Option(
@@ -86,10 +92,56 @@ def serve(
             show_default="10",
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            metavar="N",
+            help="How many processes serve; several need PostgreSQL and Redis.",
+            show_default="1",
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            metavar="N",
+            help="How many processes, on all machines, share the limits when Redis is down; else as many as workers.",
+            show_default=False,
+        ),
+    ] = None,
+    max_connection_age_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--max-connection-age-seconds",
+            metavar="SECONDS",
+            help="After how long a client is asked to connect anew, a tenth more or less.",
+            show_default="300",
+        ),
+    ] = None,
+    invalid_attempts_per_minute: Annotated[
+        int | None,
+        typer.Option(
+            "--invalid-attempts-per-minute",
+            metavar="N",
+            help="How many keys that there are not one address may show; 0: any number.",
+            show_default="60",
+        ),
+    ] = None,
+    unknown_keys_per_second: Annotated[
+        int | None,
+        typer.Option(
+            "--unknown-keys-per-second",
+            metavar="N",
+            help="How often a process looks in the database for keys that there are not.",
+            show_default="200",
+        ),
+    ] = None,
 ) -> None:
     """Serve: with no option, everything on this machine, in ./formgate-data.
 
-    Each option is also a variable of the environment: --policy-dir is FORMGATE_POLICY_DIR.
+    Each option is also a variable of the environment: --policy-dir is FORMGATE_POLICY_DIR. Only there are
+    FORMGATE_DATABASE_URL and FORMGATE_REDIS_URL: they hold passwords.
     """
     given = settings(**locals())
     from formgate_server.server import serve as run
@@ -98,7 +150,10 @@ def serve(
 
 
 def migrate(*, data: Data = None) -> None:
-    """Bring the database to this version's form. `serve` does that by itself in the data folder."""
+    """Bring the database to this version's form. `serve` does that by itself in the data folder.
+
+    PostgreSQL, FORMGATE_DATABASE_URL, is brought there by this command only.
+    """
     given = settings(data=data)
     from formgate_server.bootstrap import StartError
     from formgate_server.server import migrate as run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 
 from formgate.rules.addresses import AddressRules
@@ -64,10 +65,15 @@ def _rights(member: Member | None) -> tuple[Grant, ...]:
 def counters(account: Account, plan: Plan, key: Key | None) -> tuple[Counter, ...]:
     """Return the counters that ``key`` is charged by; without one, those that the account holds.
 
-    An account's limit replaces its plan's of the same name and holder, a key's its account's.
+    An account's limit replaces its plan's of the same name and holder, a key's its account's. What becomes of it while
+    the counters' store is away is the policy's to say.
     """
-    limits = (*plan.limits, *account.limits, *(() if key is None else key.limits))
-    effective = {(limit.holder, limit.name): limit for limit in limits}
+    effective = {(limit.holder, limit.name): limit for limit in plan.limits}
+    for limit in (*account.limits, *(() if key is None else key.limits)):
+        replaced = effective.get((limit.holder, limit.name))
+        if replaced is not None and replaced.when_degraded is not limit.when_degraded:
+            limit = replace(limit, when_degraded=replaced.when_degraded)  # noqa: PLW2901 - the same one, completed
+        effective[limit.holder, limit.name] = limit
     zone = account.time_zone or plan.time_zone
     return tuple(_counters(account.account_id, "" if key is None else key.key_id, effective.values(), zone))
 

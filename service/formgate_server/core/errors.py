@@ -74,6 +74,14 @@ class UnavailableError(FormgateError):
     reason = "STORE_UNAVAILABLE"
 
 
+class CountersUnavailableError(UnavailableError):
+    """The counters' store is down; nothing was done there."""
+
+
+class LostAnswerError(CountersUnavailableError):
+    """The counters' store was asked, and its answer never came: what it was asked for may have been done, or not."""
+
+
 class UnimplementedError(FormgateError):
     """This server does not do that yet."""
 

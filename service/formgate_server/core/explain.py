@@ -32,6 +32,8 @@ def explain(reason: Reason, query: CheckQuery, record: KeyRecord | None, charged
         elif outcome is StepOutcome.DENIED:
             outcome = StepOutcome.SKIPPED
         detail = "" if outcome is StepOutcome.SKIPPED else _detail(name, query, record, charged)
+        if reason is Reason.TOO_MANY_INVALID_ATTEMPTS and outcome is StepOutcome.DENIED:
+            detail = f"from {query.source_ip}; it was not looked for"
         if outcome is StepOutcome.DENIED:
             detail = f"{reason.name}: {detail}" if detail else reason.name
         steps.append(Step(name, outcome, detail))

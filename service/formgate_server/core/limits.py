@@ -165,6 +165,13 @@ def give_back(state: State, units: int, charged_at: int) -> State:
     return Window(head, newest, used - back, tuple(slots))
 
 
+def restored(counter: Counter, state: State, ahead: int, now: int) -> State:
+    """Return a counter by its mark: as it stood, and all that may have been charged since counts as charged."""
+    if isinstance(state, Span):
+        return up_to_now(counter, add(state, ahead), now)
+    return add(up_to_now(counter, state, now), ahead)  # when in the window it was charged is not known: now
+
+
 def fits_at(counter: Counter, state: State, units: int) -> int | None:
     """Return when ``units``, which do not fit now, fit into ``state`` if nothing else is charged; None: never."""
     limit = counter.limit

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from formgate_server.core import audit, fields, lookup, secrets
 from formgate_server.core.changes import Changed, Changes
-from formgate_server.core.errors import InvalidArgumentError, NotFoundError, PermissionDeniedError
+from formgate_server.core.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, PermissionDeniedError
 from formgate_server.core.model import Caller, ServiceRole, ServiceToken
 from formgate_server.core.paging import Page, page
 from formgate_server.core.policy import Policies
@@ -123,4 +124,5 @@ class ManageTokens:
                 await transaction.audit(audit.event(BOOTSTRAP, "CreateServiceToken", now, after=token))
             return Changed(None, "", None)
 
-        await self._changes.apply(insert)
+        with suppress(AlreadyExistsError):  # another server, starting at the same moment, was quicker
+            await self._changes.apply(insert)

@@ -1,14 +1,16 @@
 """What the core needs of the world: each port states what an implementation MUST hold.
 
-Every method that reaches a store raises UnavailableError when the store does not answer, and leaves nothing half done.
+Every method that reaches a store raises UnavailableError when the store does not answer, and leaves nothing half done;
+CountersUnavailableError where it is the counters' store.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
+from formgate_server.core.errors import UnavailableError
 from formgate_server.core.limits import Counter, Standing, State
 from formgate_server.core.model import Account, AuditEvent, Key, Limit, Member, ServiceToken, UsageOutcome, UsageRecord
 from formgate_server.core.verdict import KeyRecord
@@ -50,6 +52,41 @@ class KeyStore(Protocol):
         ...
 
 
+class KeyCache(KeyStore, Protocol):
+    """A KeyStore that has some keys at hand."""
+
+    def known(self, digests: Sequence[bytes]) -> KeyRecord | None:
+        """Return the key where it is at hand, without I/O, of whatever epoch; None proves nothing."""
+        ...
+
+
+class TooManyAttempts(NamedTuple):
+    """A key was not looked for: its source address has shown too many that there are not.
+
+    ``retry_after`` in microseconds: from then on one more is looked for.
+    """
+
+    retry_after: int
+
+
+class KeyFinder(Protocol):
+    """Keys by secret, for checks from all the world."""
+
+    def known(self, digests: Sequence[bytes]) -> KeyRecord | None:
+        """Return the key where it is at hand, as ``KeyCache.known`` does."""
+        ...
+
+    async def find(
+        self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = ""
+    ) -> KeyRecord | TooManyAttempts | None:
+        """Return the key as ``KeyStore.find`` does.
+
+        Keys that are not at hand may be refused without being looked for: by TooManyAttempts of ``source_ip`` (empty:
+        never), or by UnavailableError where they are too many in all. With ``at_least`` none is.
+        """
+        ...
+
+
 class Charge(NamedTuple):
     """What to charge: ``cost`` to all ``counters`` or to none, if the account's epoch is still ``epoch``."""
 
@@ -82,15 +119,26 @@ class EpochMissing(NamedTuple):
     incarnation: int
 
 
+ChargeResult: TypeAlias = Charged | EpochMoved | EpochMissing
+
+
 class Limiter(Protocol):
     """The counters, and beside them the epoch of every account, compared in the same atomic step (docs/adr/0001)."""
 
-    async def charge(self, charge: Charge) -> Charged | EpochMoved | EpochMissing:
+    async def charge(self, charge: Charge) -> ChargeResult:
         """Compare the epoch and charge, in one atomic step as ``core.limits.spend`` says.
 
         A present epoch below the charge's MUST be raised to it. With no counters only the epoch is compared. An
         admission with a ``request_id`` and a cost above 0 MUST be remembered for 60 seconds for its key; repeated, also
-        concurrently, it is admitted without being charged again.
+        concurrently, it is admitted without being charged again. Raises LostAnswerError where it may have been charged.
+        """
+        ...
+
+    async def charge_many(self, charges: Sequence[Charge]) -> Sequence[ChargeResult | UnavailableError]:
+        """Charge each as ``charge`` does, each a step of its own, and return the results in order.
+
+        What ``charge`` would raise stands in the place of the charge that it is of, and takes no other along. Charges
+        are done in this order, but for those that have to wait. A store far away SHOULD be reached by one round trip.
         """
         ...
 
@@ -98,6 +146,7 @@ class Limiter(Protocol):
         """Raise the account's epoch: when this has returned no charge with a lower one goes through.
 
         It MUST only rise. Where it is missing none is set: a new incarnation is left, so that a seed under way fails.
+        Raises UnavailableError where it may not be raised.
         """
         ...
 
@@ -105,35 +154,84 @@ class Limiter(Protocol):
         """Set the missing epoch, read from the database after ``charge`` told ``incarnation``; else do nothing."""
         ...
 
-    async def look(self, counters: Sequence[Counter]) -> tuple[Standing, ...]:
+    async def look(self, account_id: str, counters: Sequence[Counter]) -> tuple[Standing, ...]:
         """Tell where counters stand; charge nothing."""
         ...
 
-    async def adjust(self, counters: Sequence[Counter], units: int) -> None:
-        """Charge ``units`` to the counters beyond their amounts if need be."""
+    async def adjust(self, account_id: str, counters: Sequence[Counter], units: int, *, once: str) -> None:
+        """Charge ``units`` to the counters, beyond their amounts if need be.
+
+        ``once`` names this charge in the account: repeated within a day, also after a LostAnswerError, nothing is
+        charged again.
+        """
         ...
 
-    async def refund(self, key_id: str, request_id: str) -> None:
+    async def refund(self, account_id: str, key_id: str, request_id: str) -> None:
         """Give back what the admission with ``request_id`` was charged, once, while it is remembered."""
         ...
 
 
 class Reserved(NamedTuple):
-    """A counter's mark in the database: as it stood when written, and how much may have been charged since."""
+    """A counter's mark in the database: as it stood when written, and how much may have been charged since.
+
+    ``serial`` orders the marks of a counter that several processes raise: how much may ever have been charged to it,
+    on a count that never goes back; so ``serial - ahead`` was charged when it was written. 0: there is but one process.
+    ``expire_time``: from then on nothing of it counts any more; None: never.
+    """
 
     state: State
     ahead: int
+    serial: int = 0
+    expire_time: int | None = None
 
 
 class Reservations(Protocol):
     """The counters' marks in the database: a lost counters' store is seeded from them (docs/adr/0005)."""
 
     async def load(self, counter_ids: Collection[str]) -> Mapping[str, Reserved]:
-        """Return the marks that there are."""
+        """Return the marks that there are, read after the call began."""
         ...
 
     async def save(self, marks: Mapping[str, Reserved]) -> None:
         """Write marks, each replacing its counter's; durable when this returns."""
+        ...
+
+    async def advance(self, marks: Mapping[str, Reserved]) -> Collection[str]:
+        """Write those marks whose serial is above that of the one there, and return whose they are.
+
+        Durable when this returns. Two of the same counter at once: both end as if one had come after the other.
+        """
+        ...
+
+    async def forget(self, before: int, most: int) -> int:
+        """Delete at most ``most`` marks with an ``expire_time`` before ``before``, and return how many."""
+        ...
+
+
+class News(NamedTuple):
+    """The epochs of accounts that changed, and the time, by the database's clock, from which on to ask next."""
+
+    epochs: Mapping[str, int]
+    until: int
+
+
+class Epochs(Protocol):
+    """The accounts' epochs in the database, read from the primary."""
+
+    async def of(self, account_ids: Collection[str]) -> Mapping[str, int]:
+        """Return the epochs, read after the call began; of an account that is not there, none."""
+        ...
+
+    async def since(self, moment: int | None) -> News:
+        """Return the newest epoch of each account that changed since ``moment``; None: nothing but the time now.
+
+        It MUST NOT miss a change whose transaction began before ``moment`` and was committed after: ``until`` of the
+        call before may be given.
+        """
+        ...
+
+    async def forget(self, before: int, most: int) -> int:
+        """Delete at most ``most`` changes from before ``before``, and return how many."""
         ...
 
 

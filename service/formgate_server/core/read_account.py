@@ -70,7 +70,7 @@ class ReadAccount:
         else:
             account = await lookup.account(self._registry, caller, account_id)
         plan = self._policies.by_name[account.policy].plans[account.plan]
-        return await self._limiter.look(counters(account, plan, key))
+        return await self._limiter.look(account.account_id, counters(account, plan, key))
 
     async def usage(self, caller: Caller, query: UsageQuery) -> list[UsageBucket]:
         """Sum up usage by hour or day and group, in order. An hour belongs to the day in which it begins."""

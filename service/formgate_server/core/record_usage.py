@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields as fields_of
 from typing import NamedTuple
@@ -82,15 +81,15 @@ class RecordUsage:
         charging = {entry.record.key_id for entry in entries if entry.record.charge_units}
         charged = {key_id: await self._counters(key_id) for key_id in charging}
         outcomes = await self._ledger.record(entries)
-        units: Counter[str] = Counter()
         for entry, outcome in zip(entries, outcomes, strict=True):
-            record = entry.record
-            if outcome is UsageOutcome.ACCEPTED:
-                units[record.key_id] += record.charge_units or 0
-                if record.refund_request_id:
-                    await self._limiter.refund(record.key_id, record.refund_request_id)
-        for key_id in sorted(+units):
-            await self._limiter.adjust(charged[key_id], units[key_id])
+            record, account_id = entry.record, entry.account_id
+            if outcome is not UsageOutcome.ACCEPTED:
+                continue
+            if record.refund_request_id:
+                await self._limiter.refund(account_id, record.key_id, record.refund_request_id)
+            if record.charge_units:
+                counted = charged[record.key_id]
+                await self._limiter.adjust(account_id, counted, record.charge_units, once=record.record_id)
         return outcomes
 
     async def _counters(self, key_id: str) -> Sequence[LimitCounter]:

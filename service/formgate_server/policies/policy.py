@@ -16,7 +16,17 @@ from formgate.rules.grants import EVERYTHING, Catalogue, Grant, Level
 from formgate.rules.reason import Reason
 from formgate_server.core import calendar
 from formgate_server.core.fields import LONGEST_WINDOW
-from formgate_server.core.model import Calendar, Environment, Holder, Lifetime, Limit, Period, Role, Rolling
+from formgate_server.core.model import (
+    Calendar,
+    Environment,
+    Holder,
+    Lifetime,
+    Limit,
+    Period,
+    Role,
+    Rolling,
+    WhenDegraded,
+)
 from formgate_server.core.policy import AddressKinds, DenialTemplate, KeyRules, Plan, Policies, Policy
 from formgate_server.policies import wording
 
@@ -59,6 +69,7 @@ class _Limit(_File):
     calendar: Literal["DAY", "MONTH"] | None = None
     lifetime: Literal[True] | None = None
     most: Amount | None = None
+    when_degraded: Literal["SHARE", "ALLOW", "DENY"] = "SHARE"
 
     @field_validator("window")
     @classmethod
@@ -84,7 +95,7 @@ class _Limit(_File):
             per = Rolling(_microseconds(self.window))
         elif self.calendar is not None:
             per = Calendar(Period[self.calendar])
-        return Limit(self.name, Holder[self.holder], self.amount, per)
+        return Limit(self.name, Holder[self.holder], self.amount, per, WhenDegraded[self.when_degraded])
 
 
 def _microseconds(window: str) -> int:

@@ -27,6 +27,7 @@ from formgate_server.rpc.methods import Method
 
 _log = structlog.get_logger("formgate.rpc")
 _LONGEST_ACTOR = 128
+_COUNTED = frozenset({"TOO_MANY_UNKNOWN_KEYS"})  # a flood of keys may not become a flood of lines
 
 
 class Call(NamedTuple):
@@ -72,9 +73,10 @@ class Dispatch:
             request = _decoded(method, payload)
             caller = _acting(caller, call)
             response = await method.handle(request, caller)
-            answer = response.SerializeToString()
+            answer = response if isinstance(response, bytes) else response.SerializeToString()
         except FormgateError as error:
-            _tell(method, caller, began, error.reason)
+            if error.reason not in _COUNTED:
+                _tell(method, caller, began, error.reason)
             raise RpcError(to_status(error)) from None
         except Exception as error:
             _log.exception("a call failed for a fault of ours", method=method.path)

@@ -35,7 +35,7 @@ def to_status(error: errors.FormgateError) -> status_pb2.Status:
     if isinstance(error, errors.UnavailableError):
         delay = duration_pb2.Duration(seconds=_RETRY_SECONDS)
         details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-    code = _CODES.get(type(error), code_pb2.INTERNAL)
+    code = next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), code_pb2.INTERNAL)
     return status_pb2.Status(code=code, message=blot(error.message), details=details)
 
 

@@ -54,12 +54,12 @@ class Charges:
         self.adjusted: list[tuple[list[str], int]] = []
         self.refunded: list[tuple[str, str]] = []
 
-    async def adjust(self, counters: Sequence[Counter], units: int) -> None:
+    async def adjust(self, account_id: str, counters: Sequence[Counter], units: int, *, once: str) -> None:
         """See ``Limiter``."""
         await self.gate.wait()
         self.adjusted.append(([counter.limit.name for counter in counters], units))
 
-    async def refund(self, key_id: str, request_id: str) -> None:
+    async def refund(self, account_id: str, key_id: str, request_id: str) -> None:
         """See ``Limiter``."""
         await self.gate.wait()
         self.refunded.append((key_id, request_id))

@@ -25,7 +25,9 @@ from formgate_server.storage.memory.limiter import MemoryLimiter
 from formgate_server.storage.memory.registry import MemoryRegistry
 from formgate_server.storage.memory.usage import MemoryUsageLedger
 from formgate_server.storage.sealer import AesSealer
+from formgate_server.storage.wrappers import PepperedKeyStore
 from tests.support.clock import SettableClock
+from tests.support.stores import Unguarded
 
 CALLER = Caller("t1", ServiceRole.MANAGER)
 
@@ -44,7 +46,7 @@ class World:
         changes = Changes(self.registry, self.limiter, self.clock)
         keys = MemoryKeyStore(self.registry, self.policies)
         self._check = CheckKey(
-            keys, self.limiter, self.policies, peppers=peppers, clock=self.clock, last_used=LastUsed()
+            Unguarded(PepperedKeyStore(keys, peppers)), self.limiter, self.policies, self.clock, LastUsed()
         )
         self.accounts = ManageAccounts(changes, self.policies)
         self.members = ManageMembers(changes, self.policies)

@@ -22,3 +22,22 @@ class MemoryReservations:
     async def save(self, marks: Mapping[str, Reserved]) -> None:
         """See ``Reservations``."""
         self._marks |= marks
+
+    async def advance(self, marks: Mapping[str, Reserved]) -> Collection[str]:
+        """See ``Reservations``."""
+        higher = {
+            each: mark
+            for each, mark in marks.items()
+            if each not in self._marks or mark.serial > self._marks[each].serial
+        }
+        self._marks |= higher
+        return set(higher)
+
+    async def forget(self, before: int, most: int) -> int:
+        """See ``Reservations``."""
+        over = [
+            each for each, mark in self._marks.items() if mark.expire_time is not None and mark.expire_time < before
+        ]
+        for each in over[:most]:
+            del self._marks[each]
+        return len(over[:most])

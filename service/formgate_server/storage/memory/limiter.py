@@ -8,10 +8,11 @@ charge waits only where it has been reached.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from formgate_server.core.errors import UnavailableError
 from formgate_server.core.limits import (
     Counter,
     Span,
@@ -22,14 +23,27 @@ from formgate_server.core.limits import (
     give_back,
     moment,
     outlives_its_store,
+    restored,
     spend,
     standing,
     up_to_now,
 )
-from formgate_server.core.ports import Charge, Charged, Clock, EpochMissing, EpochMoved, Reservations, Reserved
+from formgate_server.core.ports import (
+    Charge,
+    Charged,
+    ChargeResult,
+    Clock,
+    EpochMissing,
+    EpochMoved,
+    Reservations,
+    Reserved,
+)
 
 REMEMBERED = 60 * 1_000_000
 """How long an admission's request_id is remembered, in microseconds."""
+
+ADJUSTED = 24 * 60 * 60 * 1_000_000
+"""How long the name of an adjustment is remembered, in microseconds."""
 
 _MARKS_A_WRITE = 5_000
 
@@ -105,27 +119,49 @@ class MemoryLimiter:
         self._cells: dict[str, _Cell] = {}
         self._admissions: dict[tuple[str, str], _Admission] = {}
         self._admitted: deque[tuple[int, tuple[str, str]]] = deque()
+        self._adjusted: OrderedDict[tuple[str, str], int] = (
+            OrderedDict()
+        )  # the names of adjustments, each with its time
         self._wanted: dict[_Cell, int] = {}  # the marks to raise, each by how many units at least
         self._written = asyncio.Event()  # set when the write that takes what is wanted now has ended
         self._writer: asyncio.Task[None] | None = None
 
-    async def charge(self, charge: Charge) -> Charged | EpochMoved | EpochMissing:
+    async def charge(self, charge: Charge) -> ChargeResult:
         """See ``Limiter.charge``."""
         while True:
-            moved = self._compare(charge)
-            if moved is not None:
-                return moved
-            if not charge.counters:
-                return Charged(None, None, (), self._degraded)
-            try:
-                cells = [self._cells[counter.id] for counter in charge.counters]
-            except KeyError:
+            result = self._charge_at_once(charge)
+            if result is not None:
+                return result
+            if all(counter.id in self._cells for counter in charge.counters):
+                await self._written.wait()
+            else:
                 await self._load(charge.counters)
-                continue
-            charged = self._spend(charge, cells)
-            if charged is not None:
-                return charged
-            await self._written.wait()
+
+    async def charge_many(self, charges: Sequence[Charge]) -> Sequence[ChargeResult | UnavailableError]:
+        """See ``Limiter.charge_many``."""
+        results = [self._charge_at_once(charge) for charge in charges]
+        waiting = [charge for charge, result in zip(charges, results, strict=True) if result is None]
+        waited = iter(await asyncio.gather(*map(self._charge_or_tell, waiting)))
+        return [next(waited) if result is None else result for result in results]
+
+    async def _charge_or_tell(self, charge: Charge) -> ChargeResult | UnavailableError:
+        try:
+            return await self.charge(charge)
+        except UnavailableError as error:
+            return error
+
+    def _charge_at_once(self, charge: Charge) -> ChargeResult | None:
+        """Charge; None: counters are not loaded yet, or a mark must be raised first, which is under way."""
+        moved = self._compare(charge)
+        if moved is not None:
+            return moved
+        if not charge.counters:
+            return Charged(None, None, (), self._degraded)
+        try:
+            cells = [self._cells[counter.id] for counter in charge.counters]
+        except KeyError:
+            return None
+        return self._spend(charge, cells)
 
     def _compare(self, charge: Charge) -> EpochMoved | EpochMissing | None:
         account_id = charge.account_id
@@ -201,12 +237,12 @@ class MemoryLimiter:
         self._admissions[request] = _Admission(now, cost, charged)
         self._admitted.append((now, request))
 
-    async def look(self, counters: Sequence[Counter]) -> tuple[Standing, ...]:
+    async def look(self, account_id: str, counters: Sequence[Counter]) -> tuple[Standing, ...]:  # noqa: ARG002 - a counter's id is enough here
         """See ``Limiter.look``."""
         await self._load(counters)
         return self._told(counters, [self._cells[counter.id] for counter in counters], self._clock.now()).standings
 
-    async def adjust(self, counters: Sequence[Counter], units: int) -> None:
+    async def adjust(self, account_id: str, counters: Sequence[Counter], units: int, *, once: str) -> None:
         """See ``Limiter.adjust``."""
         counters = [counter for counter in counters if counter.limit.amount is not None]
         await self._load(counters)
@@ -214,14 +250,19 @@ class MemoryLimiter:
         while True:
             now = self._clock.now()
             states = [up_to_now(counter, cell.state, now) for counter, cell in zip(counters, cells, strict=True)]
+            if (account_id, once) in self._adjusted:
+                return
             if self._covered(counters, cells, states, units):
                 break
             await self._written.wait()
+        self._adjusted[account_id, once] = now
+        while abs(now - next(iter(self._adjusted.values()))) > ADJUSTED:
+            self._adjusted.popitem(last=False)
         for cell, state in zip(cells, states, strict=True):
             cell.state = add(state, units)
         self._note(cells, units)
 
-    async def refund(self, key_id: str, request_id: str) -> None:
+    async def refund(self, account_id: str, key_id: str, request_id: str) -> None:  # noqa: ARG002 - a key's id is enough here
         """See ``Limiter.refund``. A refunded admission is forgotten: repeated, it is charged again."""
         admission = self._admissions.pop((key_id, request_id), None)
         now = self._clock.now()
@@ -240,7 +281,7 @@ class MemoryLimiter:
         now = self._clock.now()
         for counter in missing:
             mark = marks.get(counter.id)
-            state = None if mark is None else _restored(counter, mark, now)
+            state = None if mark is None else restored(counter, mark.state, mark.ahead, now)
             self._cells.setdefault(counter.id, _Cell(counter, state))  # somebody else may have loaded it meanwhile
 
     def _covered(
@@ -340,13 +381,6 @@ class MemoryLimiter:
         ids = list(exact)
         for first in range(0, len(ids), _MARKS_A_WRITE):
             await self._reservations.save({id_: exact[id_] for id_ in ids[first : first + _MARKS_A_WRITE]})
-
-
-def _restored(counter: Counter, mark: Reserved, now: int) -> State:
-    """Return a counter as its mark has it: all that may have been charged since counts as charged."""
-    if isinstance(mark.state, Span):
-        return up_to_now(counter, add(mark.state, mark.ahead), now)
-    return add(up_to_now(counter, mark.state, now), mark.ahead)  # when in the window it was charged is not known: now
 
 
 def _is_cancelled() -> bool:

@@ -42,6 +42,8 @@ class Tables:
     """Token id by digest; None: it is nobody's any more."""
     audit: MutableMapping[str, tuple[AuditRow, ...]] = field(default_factory=dict)
     """By account id, in order."""
+    changes: MutableMapping[tuple[str, int], int] = field(default_factory=dict)
+    """When an account got an epoch."""
 
     def key(self, key_id: str) -> Key | None:
         """Return the key unless it is deleted."""

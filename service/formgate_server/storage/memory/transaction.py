@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
@@ -105,6 +106,7 @@ class MemoryTransaction:
         account = self._tables.accounts[account_id]
         raised = replace(account, epoch=account.epoch + 1)
         self._tables.accounts[account_id] = raised
+        self._tables.changes[account_id, raised.epoch] = time.time_ns() // 1_000
         return raised.epoch
 
     async def token(self, token_id: str) -> ServiceToken | None:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from sqlalchemy import text
 from sqlalchemy.dialects import postgresql, sqlite
 
 if TYPE_CHECKING:
@@ -21,6 +22,29 @@ def inserting(connection: Connection, table: Table) -> sqlite.Insert:
     if connection.dialect_name == "postgresql":
         return cast(sqlite.Insert, postgresql.insert(table))  # the methods are the same
     return sqlite.insert(table)
+
+
+async def alone(connection: Connection, purpose: str, *, seconds: float | None = None) -> None:
+    """Wait until nobody else has said the same; until the transaction ends, whoever does waits for it.
+
+    ``seconds``: how long this and every other lock may be waited for, and no end to what statements may take.
+    """
+    if connection.dialect_name != "postgresql":
+        return  # one writes at a time
+    if seconds is not None:
+        await connection.execute(text(f"SET LOCAL lock_timeout = {int(seconds * 1_000)}"))
+        await connection.execute(text("SET LOCAL statement_timeout = 0"))
+    await connection.execute(
+        text("SELECT pg_advisory_xact_lock(hashtext(:purpose))"), {"purpose": f"formgate {purpose}"}
+    )
+
+
+async def is_forgetful(connection: Connection) -> bool:
+    """Tell whether the server acknowledges what it may lose when it fails."""
+    if connection.dialect_name != "postgresql":
+        return False
+    shown: str = (await connection.execute(text("SHOW synchronous_commit"))).scalar_one()
+    return shown == "off"
 
 
 def batches(values: Collection[_T], size: int = 1_000) -> Iterator[list[_T]]:

@@ -1,60 +1,47 @@
 """Connections: readers side by side, and as many writers as the database takes at once.
 
-What is particular to a kind of database is here and in ``errors.py``.
+What is particular to a kind of database is in ``sqlite.py`` and ``postgres.py``, in ``dialect.py`` and ``errors.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-import sqlite3
+import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from functools import partial
-from typing import TYPE_CHECKING, cast
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any
 
-from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from formgate_server.storage.sql.connection import Connection, finished, lent
-from formgate_server.storage.sql.errors import translated
+from formgate_server.storage.sql import postgres, sqlite
+from formgate_server.storage.sql.connection import Connection, lent
+from formgate_server.storage.sql.errors import translated, unavailable
+from formgate_server.storage.sql.parts import Parts, UnfitDatabaseError
+from formgate_server.storage.sql.postgres_url import SCHEMES
 from formgate_server.storage.sql.turns import Turns
 
-if TYPE_CHECKING:
-    import aiosqlite
-    from sqlalchemy import Connection as SyncConnection
-    from sqlalchemy.engine.interfaces import DBAPIConnection
-    from sqlalchemy.pool import ConnectionPoolEntry
-
-_SQLITE_READERS = 4
-_BUSY_MILLISECONDS = 10_000  # another process, such as a backup, may hold the file for a moment
-
-_json = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
+_SCHEME = re.compile(r"[a-z][a-z0-9+]{0,31}", re.ASCII)
 
 
 class Database:
     """A database. Readers never wait for a writer; a writer has what it reads locked until it is done."""
 
-    def __init__(self, reader: AsyncEngine, writer: AsyncEngine, *, readers: int, writers: int) -> None:
-        """Take an engine for reading and one for writing (they may be one), and how many of each go on at once."""
-        self.reader = reader
-        self._writer = writer
+    def __init__(self, parts: Parts) -> None:
+        self.reader = parts.reader
+        self.lookups = parts.lookups
+        self._parts = parts
         # Whoever has to wait does so here, in order: SQLite's own waiting is a poll, and so unfair that under load it
         # ends in "database is locked".
-        self._readers = asyncio.Semaphore(readers)
-        self._writers = Turns(writers)
-        self._lookups: AsyncConnection | None = None
-        self._driver: aiosqlite.Connection | None = None
-        self._opening = asyncio.Lock()
+        self._readers = asyncio.Semaphore(parts.readers)
+        self._writers = Turns(parts.writers)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Connection]:
         """Lend a connection for one statement, which sees all that is committed."""
         with translated():
-            async with self._readers, lent(self.reader) as connection:
-                yield connection
+            async with AsyncExitStack() as stack:
+                await self._turn(stack, self._readers)
+                yield await stack.enter_async_context(lent(self.reader, self._parts.call_seconds))
 
     @asynccontextmanager
     async def writing(self, *, urgent: bool = True) -> AsyncIterator[Connection]:
@@ -63,79 +50,56 @@ class Database:
         What is not ``urgent`` lets go first whatever is: changes, and the marks that checks wait for.
         """
         with translated():
-            async with self._writers.turn(urgent=urgent), lent(self._writer) as connection:
+            async with AsyncExitStack() as stack:
+                await self._turn(stack, self._writers.turn(urgent=urgent))
+                connection = await stack.enter_async_context(lent(self._parts.writer, self._parts.call_seconds))
+                with connection.watched(self._parts.transaction_seconds):
+                    await connection.begin()
+                    yield connection
+                    await connection.commit()
+
+    @asynccontextmanager
+    async def migrating(self) -> AsyncIterator[Connection]:
+        """Lend a connection as ``writing`` does, but for as long as it takes."""
+        with translated():
+            async with self._writers.turn(urgent=True), lent(self._parts.writer, None) as connection:
                 await connection.begin()
                 yield connection
                 await connection.commit()
 
-    async def lookups(self) -> aiosqlite.Connection:
-        """Return the driver's own connection that all lookups share. SQLite only."""
-        if self._driver is None:
-            async with self._opening:
-                if self._driver is None:
-                    await finished(self._open_lookups())
-        return cast("aiosqlite.Connection", self._driver)
-
-    async def _open_lookups(self) -> None:
-        self._lookups = await self.reader.connect()
-        self._driver = (await self._lookups.get_raw_connection()).driver_connection
+    async def _turn(self, stack: AsyncExitStack, turn: AbstractAsyncContextManager[Any]) -> None:
+        try:
+            async with asyncio.timeout(self._parts.wait_seconds):
+                await stack.enter_async_context(turn)
+        except TimeoutError as error:
+            raise unavailable() from error
 
     async def close(self) -> None:
         """Close the connections."""
-        if self._lookups is not None:
-            await self._lookups.close()
-            self._lookups = self._driver = None
-        await self.reader.dispose()
-        await self._writer.dispose()
+        parts = self._parts
+        late = None
+        if parts.close_seconds is not None and parts.give_up is not None:
+            late = asyncio.get_running_loop().call_later(parts.close_seconds, parts.give_up)
+        try:
+            await self.lookups.close()
+            await self.reader.dispose()
+            await parts.writer.dispose()
+        finally:
+            if late is not None:
+                late.cancel()
 
 
-def open_database(url: str | URL) -> Database:
-    """Return the database of ``url``; nothing is connected yet. Raises ValueError for a kind that is not known."""
-    parsed = make_url(url)
-    if parsed.drivername == "sqlite+aiosqlite":
-        return _open_sqlite(parsed)
-    raise ValueError(f"No such kind of database: {parsed.drivername}")
+def open_database(url: str | URL, *, pool: int = postgres.POOL, read_only: bool = False) -> Database:
+    """Return the database of ``url``; nothing is connected yet. Raises UnfitDatabaseError, never with the URL in it.
 
-
-def _open_sqlite(url: URL) -> Database:
-    # Even where everything else is debugged: the driver would log every statement with its values.
-    logging.getLogger("aiosqlite").setLevel(logging.WARNING)
-    # A reader's statement is a transaction by itself: no BEGIN, no ROLLBACK, each of which is a hop to another thread.
-    reader = _sqlite_engine(url, "query_only = ON", isolation_level="AUTOCOMMIT", skip_autocommit_rollback=True)
-    writer = _sqlite_engine(url, "synchronous = FULL")
-    # The driver's own BEGIN comes late and takes no lock: two who read before they write would undo each other.
-    event.listen(writer.sync_engine, "begin", _begin_immediate)
-    return Database(reader, writer, readers=_SQLITE_READERS, writers=1)
-
-
-def _sqlite_engine(url: URL, pragma: str, **options: object) -> AsyncEngine:
-    engine = create_async_engine(
-        url,
-        connect_args={"isolation_level": None, "timeout": _BUSY_MILLISECONDS / 1000},
-        pool_size=_SQLITE_READERS + 1,  # and the lookups'
-        hide_parameters=True,
-        json_serializer=_json,
-        **options,
-    )
-    pragmas = ("journal_mode = WAL", "foreign_keys = ON", pragma)
-
-    def prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-        cursor = connection.cursor()
-        for each in pragmas:
-            cursor.execute(f"PRAGMA {each}")
-        cursor.close()
-
-    event.listen(engine.sync_engine, "connect", prepare)
-    event.listen(engine.sync_engine, "invalidate", _roll_back)
-    return engine
-
-
-def _roll_back(connection: DBAPIConnection, _: ConnectionPoolEntry, __: BaseException | None) -> None:
-    # Whoever is cancelled in a statement leaves its cursor to the garbage collector, and until then SQLite takes a
-    # connection for open, its lock included, that was only closed. It must be undone, too.
-    with suppress(asyncio.CancelledError, sqlite3.Error):
-        connection.rollback()
-
-
-def _begin_immediate(connection: SyncConnection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    ``pool``: how many connections to PostgreSQL there are at most. ``read_only``: whoever tries to write fails.
+    """
+    text = url if isinstance(url, str) else url.render_as_string(hide_password=False)
+    scheme, there_is_one, _ = text.partition("://")
+    if not there_is_one:
+        raise UnfitDatabaseError("this is no URL of a database, such as postgresql://user:password@host/name")
+    if scheme in SCHEMES:
+        return Database(postgres.open_parts(text, pool, read_only=read_only))
+    if scheme == "sqlite+aiosqlite":
+        return Database(sqlite.open_parts(make_url(url), read_only=read_only))
+    raise UnfitDatabaseError(f"No such kind of database: {scheme if _SCHEME.fullmatch(scheme) else '?'}")

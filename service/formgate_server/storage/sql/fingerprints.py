@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sqlalchemy import func, or_, select
 
 from formgate_server.core.model import KeyState
-from formgate_server.storage.sql.dialect import inserting
+from formgate_server.storage.sql.dialect import alone, inserting
 from formgate_server.storage.sql.tables import fingerprints, keys, secrets, service_tokens
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Fingerprints:
     async def check(self, name: str, values: Collection[str]) -> frozenset[str]:
         """Return the ids that are remembered by ``name``; where there are none, ``values`` are from now on."""
         async with self._database.writing() as connection:
+            await alone(connection, "fingerprints")  # of two with different ones, one is the first
             query = select(fingerprints.c.value).where(fingerprints.c.name == name)
             there = frozenset((await connection.execute(query)).scalars())
             if not there:

@@ -9,17 +9,20 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from formgate_server.storage.sql.engine import open_database
+from formgate_server.storage.sql.dialect import alone, is_forgetful
+from formgate_server.storage.sql.engine import Database, open_database
+from formgate_server.storage.sql.parts import UnfitDatabaseError
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection
 
+_LOCK_SECONDS = 60.0
 _SCRIPTS = "formgate_server.storage.sql:migrations"
 
 
 def head() -> str:
     """Return the newest revision that this version knows."""
-    revision = ScriptDirectory.from_config(_config()).get_current_head()
+    revision = _scripts().get_current_head()
     assert revision is not None  # noqa: S101 - there is one
     return revision
 
@@ -37,14 +40,34 @@ async def current(url: str | URL) -> str | None:
 async def upgrade(url: str | URL) -> None:
     """Bring the database to ``head``: wholly or, should a migration fail, not at all. Of two at once, one waits.
 
-    Raises UnavailableError where the database is away.
+    Raises UnavailableError where the database is away, or tables are in use for too long.
     """
     database = open_database(url)
     try:
-        async with database.writing() as connection:
+        async with database.migrating() as connection:
+            await alone(connection, "migrate", seconds=_LOCK_SECONDS)
             await connection.run_sync(_upgrade)
     finally:
         await database.close()
+
+
+async def check(database: Database) -> None:
+    """See to it that the database is of this version, and durable. Raises UnfitDatabaseError saying what to do."""
+    async with database.reading() as connection:
+        revision = await connection.run_sync(_current)
+    if revision != head():
+        known = revision is None or revision in {script.revision for script in _scripts().walk_revisions()}
+        raise UnfitDatabaseError(
+            f"the database is of revision {revision or 'none'}, and this version of {head()}: "
+            + ("`formgate migrate` brings it there" if known else "that is a later version's; start one of those")
+        )
+    async with database.reading() as connection:
+        if await is_forgetful(connection):
+            raise UnfitDatabaseError("the database may lose what it has acknowledged: turn synchronous_commit on")
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
 
 
 def _config() -> Config:

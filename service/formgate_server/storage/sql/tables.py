@@ -32,6 +32,8 @@ metadata = MetaData(
 
 # Ids are compared by code point everywhere: a listing's order may not depend on a database's locale.
 _Id = String(64).with_variant(String(64, collation="C"), "postgresql")
+# So is what else is in an index: a new version of the system's locales would leave that wrongly sorted.
+_Sorted = Text().with_variant(Text(collation="C"), "postgresql")
 _Digest = LargeBinary(32)
 
 accounts = Table(
@@ -48,6 +50,16 @@ accounts = Table(
     Column("version", BigInteger, nullable=False),
     Column("create_time", BigInteger, nullable=False),
     Index(None, "create_time", "account_id"),
+)
+
+# Every new epoch, for the processes that follow (docs/adr/0010). `time` is the database's own clock.
+changes = Table(
+    "changes",
+    metadata,
+    Column("account_id", _Id, primary_key=True),
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("time", BigInteger, nullable=False),
+    Index(None, "time"),
 )
 
 keys = Table(
@@ -137,7 +149,7 @@ audit_events = Table(
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("create_time", BigInteger, nullable=False),
     Column("action", Text, nullable=False),
-    Column("target", Text, nullable=False),
+    Column("target", _Sorted, nullable=False),
     Column("token_id", _Id, nullable=False),
     Column("actor", Text, nullable=False),
     Column("actor_ip", Text, nullable=False),
@@ -175,6 +187,20 @@ usage_records = Table(
     Column("tags", JSON, nullable=False),
     Column("charge_units", BigInteger),
     Column("refund_request_id", _Id, nullable=False),
+    Index(None, "occur_time"),
+)
+
+# What usage records want charged or given back, until that is done.
+usage_outbox = Table(
+    "usage_outbox",
+    metadata,
+    Column("account_id", _Id, primary_key=True),
+    Column("record_id", _Id, primary_key=True),
+    Column("key_id", _Id, nullable=False),
+    Column("charge_units", BigInteger, nullable=False),
+    Column("refund_request_id", _Id, nullable=False),
+    Column("time", BigInteger, nullable=False),
+    Index(None, "time"),
 )
 
 # Sums by key and operation of the hour (UTC) that begins at `hour`.
@@ -184,10 +210,11 @@ usage_hours = Table(
     Column("account_id", _Id, primary_key=True),
     Column("key_id", _Id, primary_key=True),
     Column("hour", BigInteger, primary_key=True, autoincrement=False),
-    Column("operation", Text, primary_key=True),
+    Column("operation", _Sorted, primary_key=True),
     Column("units", BigInteger, nullable=False),
     Column("records", BigInteger, nullable=False),
     Index(None, "account_id", "hour"),
+    Index(None, "hour"),
     sqlite_with_rowid=False,
 )
 
@@ -196,21 +223,26 @@ usage_tag_hours = Table(
     "usage_tag_hours",
     metadata,
     Column("account_id", _Id, primary_key=True),
-    Column("tag", Text, primary_key=True),
+    Column("tag", _Sorted, primary_key=True),
     Column("hour", BigInteger, primary_key=True, autoincrement=False),
-    Column("value", Text, primary_key=True),
+    Column("value", _Sorted, primary_key=True),
     Column("units", BigInteger, nullable=False),
     Column("records", BigInteger, nullable=False),
+    Index(None, "hour"),
     sqlite_with_rowid=False,
 )
 
-# Counters as they stood, and how many units more may have been charged since.
+# Counters as they stood, and how many units more may have been charged since; `serial` orders the marks of one counter
+# where several processes raise it. From `expire_time` on nothing of it counts any more, and the row may go.
 reservations = Table(
     "reservations",
     metadata,
-    Column("counter_id", Text, primary_key=True),
+    Column("counter_id", _Sorted, primary_key=True),
     Column("state", JSON, nullable=False),
     Column("ahead", BigInteger, nullable=False),
+    Column("serial", BigInteger, nullable=False, server_default="0"),
+    Column("expire_time", BigInteger),
+    Index(None, "expire_time"),
     sqlite_with_rowid=False,
 )
 
@@ -218,6 +250,6 @@ reservations = Table(
 fingerprints = Table(
     "fingerprints",
     metadata,
-    Column("name", Text, primary_key=True),
-    Column("value", Text, primary_key=True),
+    Column("name", _Sorted, primary_key=True),
+    Column("value", _Sorted, primary_key=True),
 )

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from sqlalchemy import URL, Row, Select, column, select, table
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from formgate_server.core.errors import UnavailableError
 from formgate_server.core.model import AuditEvent
 from formgate_server.core.ports import AuditRow
-from formgate_server.storage.sql.engine import Database
+from formgate_server.storage.sql.engine import open_database
 from formgate_server.storage.sql.rows import audit_row_of
 from formgate_server.storage.sql.tables import accounts, audit_events, audit_heads, fingerprints
 
@@ -30,12 +27,9 @@ _BROKEN = AuditEvent(account_id="", create_time=0, action="", target="", token_i
 class Trail:
     """Reads the audit trail of a database. Each method raises UnavailableError where that does not answer."""
 
-    def __init__(self, file: Path) -> None:
-        """Open a database's file, or a copy of one, to be read and nothing else; it is never made."""
-        place = f"file:{quote(str(file))}"
-        url = URL.create("sqlite+aiosqlite", database=place, query={"mode": "ro", "uri": "true"})
-        engine = create_async_engine(url, hide_parameters=True)
-        self._database = Database(engine, engine, readers=1, writers=1)
+    def __init__(self, url: str | URL) -> None:
+        """Open a database, to be read and nothing else; an SQLite file is never made. Raises UnfitDatabaseError."""
+        self._database = open_database(url, read_only=True)
 
     async def close(self) -> None:
         """Close it."""

@@ -9,7 +9,7 @@ from sqlalchemy import Select, delete, func, insert, or_, select, update
 
 from formgate_server.core.model import KeyState
 from formgate_server.core.ports import Sealed
-from formgate_server.storage.sql import audit
+from formgate_server.storage.sql import audit, epochs
 from formgate_server.storage.sql.dialect import inserting
 from formgate_server.storage.sql.rows import (
     KEY_COLUMNS,
@@ -146,6 +146,7 @@ class SqlTransaction:
         """See ``Transaction``."""
         raised = update(accounts).where(accounts.c.account_id == account_id).values(epoch=accounts.c.epoch + 1)
         epoch: int = (await self._connection.execute(raised.returning(accounts.c.epoch))).scalar_one()
+        await epochs.note(self._connection, account_id, epoch)
         return epoch
 
     async def token(self, token_id: str) -> ServiceToken | None:

@@ -7,6 +7,7 @@ revision = "0001"
 down_revision = None
 
 _ID = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
+_SORTED = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
@@ -32,7 +33,7 @@ def upgrade() -> None:
         sa.Column("sequence", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("create_time", sa.BigInteger(), nullable=False),
         sa.Column("action", sa.Text(), nullable=False),
-        sa.Column("target", sa.Text(), nullable=False),
+        sa.Column("target", _SORTED, nullable=False),
         sa.Column("token_id", _ID, nullable=False),
         sa.Column("actor", sa.Text(), nullable=False),
         sa.Column("actor_ip", sa.Text(), nullable=False),
@@ -49,13 +50,13 @@ def upgrade() -> None:
     )
     op.create_table(
         "fingerprints",
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("value", sa.Text(), nullable=False),
+        sa.Column("name", _SORTED, nullable=False),
+        sa.Column("value", _SORTED, nullable=False),
         sa.PrimaryKeyConstraint("name", "value", name="pk_fingerprints"),
     )
     op.create_table(
         "reservations",
-        sa.Column("counter_id", sa.Text(), nullable=False),
+        sa.Column("counter_id", _SORTED, nullable=False),
         sa.Column("state", sa.JSON(), nullable=False),
         sa.Column("ahead", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("counter_id", name="pk_reservations"),
@@ -82,7 +83,7 @@ def upgrade() -> None:
         sa.Column("account_id", _ID, nullable=False),
         sa.Column("key_id", _ID, nullable=False),
         sa.Column("hour", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("operation", sa.Text(), nullable=False),
+        sa.Column("operation", _SORTED, nullable=False),
         sa.Column("units", sa.BigInteger(), nullable=False),
         sa.Column("records", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("account_id", "key_id", "hour", "operation", name="pk_usage_hours"),

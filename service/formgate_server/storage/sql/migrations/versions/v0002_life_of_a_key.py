@@ -10,6 +10,7 @@ revision = "0002"
 down_revision = "0001"
 
 _ID = sa.String(64).with_variant(sa.String(64, collation="C"), "postgresql")
+_SORTED = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
@@ -32,9 +33,9 @@ def upgrade() -> None:
     op.create_table(
         "usage_tag_hours",
         sa.Column("account_id", _ID, nullable=False),
-        sa.Column("tag", sa.Text(), nullable=False),
+        sa.Column("tag", _SORTED, nullable=False),
         sa.Column("hour", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("value", sa.Text(), nullable=False),
+        sa.Column("value", _SORTED, nullable=False),
         sa.Column("units", sa.BigInteger(), nullable=False),
         sa.Column("records", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("account_id", "tag", "hour", "value", name="pk_usage_tag_hours"),

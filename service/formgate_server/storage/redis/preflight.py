@@ -1,0 +1,106 @@
+"""What a Redis must be before anything is built on it, and what to do where it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import hiredis
+
+from formgate_server.storage.redis.cluster import find_primaries
+from formgate_server.storage.redis.connection import Connection
+from formgate_server.storage.redis.errors import StoreUnavailable
+from formgate_server.storage.redis.meeting import NotReadyError, Options, meet_primary
+from formgate_server.storage.redis.sentinel import find_primary
+from formgate_server.storage.redis.url import Address, parse_url
+
+_OLDEST = (6, 2)
+_REPLICATION = "return redis.call('INFO', 'replication')"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a primary says of itself. None: it does not let us know."""
+
+    address: Address
+    version: str | None
+    eviction: str | None
+    """``maxmemory-policy``."""
+    replicas: int | None
+    replid_in_scripts: bool
+    """Whether a script can read ``master_replid``, so that it sees when another primary has taken over."""
+
+    @property
+    def problems(self) -> Iterator[str]:
+        """For each thing that keeps Formgate from running on it: what is so, and what to do."""
+        if self.version is None:
+            yield f"{self.address} does not say its version: allow this user INFO (ACL: +info)"
+        elif tuple(int(number) for number in re.findall(r"\d+", self.version)[:2]) < _OLDEST:
+            yield f"{self.address} is Redis {self.version}: use Redis 6.2 or newer, or Valkey"
+        if self.eviction is None:
+            yield (
+                f"{self.address} does not say whether it evicts: allow this user `INFO memory` (ACL: +info) or "
+                "`CONFIG GET maxmemory-policy` (ACL: +config|get)"
+            )
+        elif self.eviction != "noeviction":
+            yield (
+                f"{self.address} may evict counters (maxmemory-policy {self.eviction}), which would refill limits: "
+                "set maxmemory-policy to noeviction, and give Formgate a Redis of its own"
+            )
+
+
+async def preflight(url: str, *, timeout: float = 2.0) -> list[Facts]:  # noqa: ASYNC109 - of each step
+    """Return the facts of every primary. Raises ValueError for the URL, StoreUnavailable where one does not answer."""
+    options = Options(parse_url(url), timeout)
+    try:
+        return [await _facts(address, options) for address in await _primaries(options)]
+    except (OSError, NotReadyError) as error:
+        raise StoreUnavailable(str(error) or "no answer in time") from error
+
+
+async def _primaries(options: Options) -> list[Address]:
+    target = options.target
+    if target.kind == "cluster":
+        ranges = await find_primaries(target.addresses, options)
+        return sorted({each.primary for each in ranges})
+    if target.kind == "sentinel":
+        return [await find_primary(options)]
+    return list(target.addresses)
+
+
+async def _facts(address: Address, options: Options) -> Facts:
+    async with asyncio.timeout(options.timeout):
+        connection = await meet_primary(address, options, ())
+    try:
+        server = await _info(connection, "INFO", "server")
+        memory = await _info(connection, "INFO", "memory")
+        replication = await _info(connection, "INFO", "replication")
+        in_script = await _info(connection, "EVAL", _REPLICATION, "0")
+        eviction = memory.get("maxmemory_policy") or await _configured_eviction(connection)
+    finally:
+        connection.abort("done")
+    replicas = replication.get("connected_slaves")
+    return Facts(
+        address=address,
+        version=server.get("redis_version"),
+        eviction=eviction,
+        replicas=None if replicas is None else int(replicas),
+        replid_in_scripts="master_replid" in in_script,
+    )
+
+
+async def _info(connection: Connection, *command: str) -> dict[str, str]:
+    reply = await connection.ask(*command)
+    if not isinstance(reply, bytes):
+        return {}
+    lines = reply.decode(errors="replace").splitlines()
+    return {name: value for name, colon, value in (line.partition(":") for line in lines) if colon}
+
+
+async def _configured_eviction(connection: Connection) -> str | None:
+    reply = await connection.ask("CONFIG", "GET", "maxmemory-policy")
+    if isinstance(reply, hiredis.ReplyError) or not reply:
+        return None
+    return str(reply[1].decode())

@@ -1,0 +1,74 @@
+"""The accounts' epochs, and what follows them from one process to another."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import BigInteger, ColumnElement, Select, delete, func, insert, literal_column, select, tuple_
+
+from formgate_server.core.ports import News
+from formgate_server.storage.sql.dialect import batches
+from formgate_server.storage.sql.tables import accounts, changes
+
+if TYPE_CHECKING:
+    from formgate_server.storage.sql.connection import Connection
+    from formgate_server.storage.sql.engine import Database
+
+_OVERLAP = 60 * 1_000_000  # a transaction that takes longer than half of this is ended by the database
+
+_CLOCKS = {
+    "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000",
+    "postgresql": "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)",
+}
+
+
+def clock(dialect_name: str) -> ColumnElement[int]:
+    """Return the database's own clock, in microseconds since the Unix epoch."""
+    return literal_column(_CLOCKS[dialect_name], BigInteger)
+
+
+async def note(connection: Connection, account_id: str, epoch: int) -> None:
+    """Write a new epoch down, in the connection's transaction."""
+    time = clock(connection.dialect_name)
+    await connection.execute(insert(changes).values(account_id=account_id, epoch=epoch, time=time))
+
+
+class SqlEpochs:
+    """The Epochs port."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def of(self, account_ids: Collection[str]) -> Mapping[str, int]:
+        """See ``Epochs``."""
+        epochs: dict[str, int] = {}
+        for some in batches(account_ids):
+            async with self._database.reading() as connection:
+                epochs |= await _pairs(
+                    connection, select(accounts.c.account_id, accounts.c.epoch).where(accounts.c.account_id.in_(some))
+                )
+        return epochs
+
+    async def since(self, moment: int | None) -> News:
+        """See ``Epochs``. Transactions are short: whoever began before ``moment`` has ended a while after it."""
+        async with self._database.reading() as connection:
+            now: int = (await connection.execute(select(clock(connection.dialect_name)))).scalar_one()
+        if moment is None:
+            return News({}, now)
+        newest = select(changes.c.account_id, func.max(changes.c.epoch)).where(changes.c.time >= moment - _OVERLAP)
+        async with self._database.reading() as connection:
+            return News(await _pairs(connection, newest.group_by(changes.c.account_id)), now)
+
+    async def forget(self, before: int, most: int) -> int:
+        """See ``Epochs``."""
+        over = select(changes.c.account_id, changes.c.epoch).where(changes.c.time < before).limit(most)
+        async with self._database.writing(urgent=False) as connection:
+            gone = await connection.execute(
+                delete(changes).where(tuple_(changes.c.account_id, changes.c.epoch).in_(over))
+            )
+            return gone.rowcount
+
+
+async def _pairs(connection: Connection, query: Select[Any]) -> dict[str, int]:
+    return {row[0]: row[1] for row in await connection.execute(query)}
