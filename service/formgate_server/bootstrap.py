@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +54,7 @@ from formgate_server.storage.sql import migrate
 from formgate_server.storage.sql.counters import SqlReservations
 from formgate_server.storage.sql.engine import Database, open_database
 from formgate_server.storage.sql.epochs import SqlEpochs
-from formgate_server.storage.sql.fingerprints import Fingerprints
+from formgate_server.storage.sql.fingerprints import PEPPER, SEALING_KEY, Fingerprints, Stored
 from formgate_server.storage.sql.keys import SqlKeyStore
 from formgate_server.storage.sql.parts import UnfitDatabaseError
 from formgate_server.storage.sql.postgres import SMALLEST_POOL
@@ -103,21 +103,25 @@ async def upgrade_database(settings: Settings) -> None:
             await migrate.upgrade(folder.database_url())
 
 
-async def verify_audit(settings: Settings, account_id: str | None) -> dict[str, Findings]:
+async def verify_audit(settings: Settings, account_id: str | None, retired: Iterable[Path] = ()) -> dict[str, Findings]:
     """Verify the audit trail of an account (None: of all), by account. Raises StartError where it can not be read.
 
-    It locks nothing and writes nothing; servers may go on meanwhile. An account that is not there is left out.
+    ``retired``: files of peppers that signed once. It locks nothing and writes nothing; servers may go on meanwhile. An
+    account that is not there is left out.
     """
     with _explained():
         url, pepper_file, name = _trail_of(settings)
         trail = Trail(url)
         try:
-            peppers = Peppers(read_keys(pepper_file))
+            peppers = [Peppers(read_keys(each)) for each in (pepper_file, *retired)]
             if await trail.revision() != migrate.head():
                 message = f"{name} is not of this version: `formgate migrate` brings it there"
                 raise StartError(message)
             heads = await trail.heads(account_id)
-            return {account: await verify(trail.rows(account), newest, peppers) for account, newest in heads.items()}
+            used = await trail.peppers()
+            return {
+                account: await verify(trail.rows(account), newest, peppers, used) for account, newest in heads.items()
+            }
         finally:
             await trail.close()
 
@@ -186,9 +190,6 @@ async def _start(
     truth = await (_embedded if settings.database_url is None else _postgresql)(stack, settings)
     peppers, sealer = Peppers(truth.peppers), AesSealer(truth.sealing_keys)
     clock = SystemClock()
-    fingerprints = Fingerprints(truth.database)
-    await _check_secret_keys(fingerprints, "pepper", peppers.ids)
-    await _check_secret_keys(fingerprints, "sealing key", sealer.ids)
     stores = await _open_stores(stack, settings, truth, policies, clock)
     limiter, finder, max_staleness, freshness = stores.counters
     keeper = Keeper(peppers, sealer, policies)
@@ -312,11 +313,16 @@ async def _embedded(stack: AsyncExitStack, settings: Settings) -> _Truth:
     """Open the embedded default's folder: what is missing there is made, what is older is brought to this version."""
     folder = stack.enter_context(closing(DataFolder(settings.data)))
     peppers = folder.peppers() if settings.pepper_file is None else read_keys(settings.pepper_file)
-    sealing_keys = folder.sealing_keys() if settings.sealing_key_file is None else read_keys(settings.sealing_key_file)
     url = folder.database_url()
     await migrate.upgrade(url)
     database = open_database(url)
     stack.push_async_callback(database.close)
+    await _check_secret_keys(database, PEPPER, Peppers(peppers).ids, settings.pepper_file or folder.pepper_file)
+    sealing_key_file = settings.sealing_key_file or folder.sealing_key_file
+    if settings.sealing_key_file is None and not sealing_key_file.exists():
+        await _check_secret_keys(database, SEALING_KEY, (), sealing_key_file)  # before another is made
+    sealing_keys = folder.sealing_keys() if settings.sealing_key_file is None else read_keys(sealing_key_file)
+    await _check_secret_keys(database, SEALING_KEY, AesSealer(sealing_keys).ids, sealing_key_file)
     return _Truth(database, peppers, sealing_keys, folder.manager_token(lambda: new_secret(TOKEN_PREFIX)))
 
 
@@ -329,11 +335,13 @@ async def _postgresql(stack: AsyncExitStack, settings: Settings) -> _Truth:
             " limits hold, and a revoked key ends, only where they share their counters, too"
         )
         raise StartError(message)
-    peppers = read_keys(_given(settings, "pepper_file"))
-    sealing_keys = read_keys(_given(settings, "sealing_key_file"))
+    pepper_file, sealing_key_file = _given(settings, "pepper_file"), _given(settings, "sealing_key_file")
+    peppers, sealing_keys = read_keys(pepper_file), read_keys(sealing_key_file)
     database = open_database(settings.database_url.get_secret_value(), pool=settings.database_pool)
     stack.push_async_callback(database.close)
     await migrate.check(database)
+    await _check_secret_keys(database, PEPPER, Peppers(peppers).ids, pepper_file)
+    await _check_secret_keys(database, SEALING_KEY, AesSealer(sealing_keys).ids, sealing_key_file)
     return _Truth(database, peppers, sealing_keys)
 
 
@@ -363,13 +371,18 @@ async def _open_stores(
     return _Stores(SqlRegistry(database, peppers), SqlUsageLedger(database), counters)
 
 
-async def _check_secret_keys(fingerprints: Fingerprints, name: str, ids: Sequence[str]) -> None:
-    """See to it that every key is there under which something is stored. Raises StartError."""
+async def _check_secret_keys(database: Database, name: str, ids: Sequence[str], file: Path) -> None:
+    """See to it that every key is there under which something of use is stored. Raises StartError."""
+    fingerprints = Fingerprints(database)
     newest = ids[:1]  # under which things are stored from now on
-    missing = await fingerprints.check(name, newest) - set(ids)
-    if missing:
-        message = f"the database holds what was stored under another {name} ({', '.join(sorted(missing))}): put it back"
-        raise StartError(message)
+    known = await fingerprints.check(name, newest)
+    stored = await fingerprints.stored(name, known.union(ids) - set(newest), SystemClock().now())
+    for each, what in sorted(stored.items()):
+        if each not in ids:
+            message = f"the database holds {what} under {name} {each}, which is not in {file}: put it back"
+            raise StartError(message)
+    for each in ids[1:]:
+        _log.info("an older key is kept", kind=name, id=each, needed_by=str(stored.get(each, Stored(0))))
     await fingerprints.remember(name, newest)
 
 
