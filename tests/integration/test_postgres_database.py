@@ -18,12 +18,15 @@ from sqlalchemy.exc import IntegrityError
 
 from formgate_server.core.errors import UnavailableError
 from formgate_server.core.model import UsageOutcome
-from formgate_server.storage.sql import postgres
+from formgate_server.storage.sql import migrate, postgres
 from formgate_server.storage.sql.engine import Database, open_database
 from formgate_server.storage.sql.fingerprints import Fingerprints
+from formgate_server.storage.sql.parts import UnfitDatabaseError
+from formgate_server.storage.sql.trail import Trail
 from tests.support.changing import AWAY, all_ways, cancelled_at, change, epoch_of, fill
 from tests.support.postgres import PostgresServer
 from tests.support.stores import account, add_key, digest, entry, key, opened, sql_stores
+from tests.support.using import use
 
 
 @pytest.fixture(scope="module")
@@ -430,7 +433,7 @@ async def test_ended_by_an_administrator(url: URL, database: Database, postgres_
 async def test_how_a_session_is_set(database: Database) -> None:
     """Nothing is waited for without an end, what is committed is on disk, and READ COMMITTED is what the locks need."""
     wanted = {
-        "synchronous_commit": "off",  # as this quick server is set, and we leave it
+        "synchronous_commit": "on",
         "statement_timeout": "5s",
         "lock_timeout": "4s",
         "idle_in_transaction_session_timeout": "10s",
@@ -443,6 +446,16 @@ async def test_how_a_session_is_set(database: Database) -> None:
             assert (await connection.execute(text(f"SHOW {name}"))).scalar_one() == value
     async with database.reading() as connection:
         assert (await connection.execute(text("SHOW default_transaction_read_only"))).scalar_one() == "on"
+
+
+async def test_a_database_that_forgets_is_refused(url: URL, postgres_server: PostgresServer) -> None:
+    """Where a commit is acknowledged before it is written, what was acknowledged could be lost."""
+    async with opened(url) as database:
+        await migrate.check(database)
+    await postgres_server.execute(f"ALTER DATABASE {url.database} SET synchronous_commit = off")
+    async with opened(url) as database:
+        with pytest.raises(UnfitDatabaseError, match="synchronous_commit"):
+            await migrate.check(database)
 
 
 async def test_a_reader_can_not_write(database: Database) -> None:
@@ -532,6 +545,27 @@ async def test_no_room_for_another_connection(url: URL, postgres_server: Postgre
     finally:
         await postgres_server.execute("DROP OWNED BY few", str(url.database))
         await postgres_server.execute("DROP ROLE few")
+
+
+async def test_the_rights_that_a_server_needs(postgres_server: PostgresServer) -> None:
+    """To read and write rows, and nothing more: a role that owns nothing does all that servers do all day."""
+    await postgres_server.execute("CREATE ROLE plain LOGIN PASSWORD 'plain'")
+    async with postgres_server.database() as url:
+        granted = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO plain"
+        await postgres_server.execute(granted, str(url.database))
+        async with opened(url.set(username="plain", password="plain")) as database:
+            await fill(database)
+            await use(sql_stores(database))
+            assert await Fingerprints(database).check("pepper", ["a"]) == {"a"}
+            assert await migrate.current(url) == migrate.head()
+        await postgres_server.execute(
+            "REVOKE INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public FROM plain", str(url.database)
+        )
+        trail = Trail(url.set(username="plain", password="plain"))
+        assert await trail.revision() == migrate.head()
+        assert await trail.heads() == {"acme": 1}
+        await trail.close()
+    await postgres_server.execute("DROP ROLE plain")
 
 
 async def test_no_value_is_in_an_error(database: Database) -> None:

@@ -12,6 +12,7 @@ import pytest
 from formgate_server.storage.redis.client import connect
 from formgate_server.storage.redis.errors import LostAnswer, StoreUnavailable
 from formgate_server.storage.redis.preflight import preflight
+from tests.support.proxy import Proxy
 from tests.support.redis import RedisServer, Sentinels
 from tests.support.redis_client import COUNT, TIMEOUT, States, Tally, connected, count, heals, until
 
@@ -53,7 +54,7 @@ async def test_a_primary_that_dies_is_replaced(
             await count(client)
         await heals(client)
         assert time.monotonic() - died < 10
-        assert replica.do("ROLE")[0] == b"master"
+        assert replica.is_primary
         assert int(replica.client(3).get(KEY) or 0) >= 2
         assert states.ups == [True, False, True]
 
@@ -63,7 +64,7 @@ async def test_a_failover_that_is_asked_for(sentinels: Sentinels, primary: Redis
     async with connected(sentinels.url()) as client:
         await count(client)
         sentinels.servers[0].do("SENTINEL", "FAILOVER", sentinels.service)
-        await until(lambda: replica.do("ROLE")[0] == b"master", "the replica has taken over", 15)
+        await until(lambda: replica.is_primary, "the replica has taken over", 15)
         await asyncio.sleep(2)
         await heals(client)
         before = int(replica.do("GET", KEY))
@@ -79,7 +80,7 @@ async def test_a_primary_that_was_replaced_unawares(
     async with connected(sentinels.url()) as client:
         await count(client)
         primary.pause()
-        await until(lambda: replica.do("ROLE")[0] == b"master", "the replica has taken over", 15)
+        await until(lambda: replica.is_primary, "the replica has taken over", 15)
         primary.resume()
         await asyncio.sleep(2)
         before = int(replica.do("GET", KEY))
@@ -114,16 +115,21 @@ async def test_no_sentinel_knows_the_service(primary: RedisServer, tmp_path: Pat
 # Answers that wait for replicas.
 
 
-async def test_an_answer_counts_when_a_replica_has_it(primary: RedisServer, replica: RedisServer) -> None:
-    """With a replica to wait for, whatever was answered is there on the replica at that moment."""
-    async with connected(primary.url(), wait_replicas=1) as client:
-        await count(client)
-        for _ in range(5):
-            under_way = [client.run_soon(COUNT, "a", [KEY], [each], repeatable=False) for each in range(100)]
-            last = await under_way[-1]
-            assert int(replica.do("GET", KEY)) >= last[0]
-            assert [int((await each)[1]) for each in under_way] == list(range(100))
-        assert await client.command("PING") == b"PONG"
+async def test_an_answer_counts_when_a_replica_has_it(primary: RedisServer, tmp_path: Path) -> None:
+    """With a replica to wait for, one that lags, whatever was answered is there on the replica at that moment."""
+    with (
+        Proxy(primary.port) as lag,
+        RedisServer(tmp_path / "replica", replica_of=lag) as replica,
+    ):
+        async with connected(primary.url(), wait_replicas=1, timeout=2) as client:
+            await count(client)
+            lag.delay = 0.03
+            for _ in range(5):
+                under_way = [client.run_soon(COUNT, "a", [KEY], [each], repeatable=False) for each in range(100)]
+                first = await under_way[0]
+                assert int(replica.do("GET", KEY)) >= first[0]
+                assert [int((await each)[1]) for each in under_way] == list(range(100))
+            assert await client.command("PING") == b"PONG"
 
 
 async def test_an_answer_does_not_count_without_a_replica(primary: RedisServer, replica: RedisServer) -> None:

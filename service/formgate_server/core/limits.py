@@ -25,7 +25,8 @@ SUB_WINDOWS = 60
 _EMPTY = (0,) * SUB_WINDOWS
 
 _HOUR = 60 * 60 * 1_000_000
-_LONGEST = {Period.DAY: 36 * _HOUR, Period.MONTH: 32 * 24 * _HOUR}  # no day or month of any zone is longer
+LONGEST_PERIOD = {Period.DAY: 36 * _HOUR, Period.MONTH: 32 * 24 * _HOUR}
+"""No day or month of any zone is longer, in microseconds."""
 
 LONGEST_FORGOTTEN = 5 * 60 * 1_000_000
 """Rolling windows up to this length, in microseconds, may start empty when the counters' store is lost."""
@@ -105,7 +106,7 @@ def up_to_now(counter: Counter, state: State | None, now: int) -> State:
         return _roll(state, number) if isinstance(state, Window) else Window(number, 0, 0, _EMPTY)
     if isinstance(per, Lifetime):
         return state if isinstance(state, Span) else Span(FOREVER, 0)
-    if isinstance(state, Span) and now < state.end <= now + _LONGEST[per.period]:
+    if isinstance(state, Span) and now < state.end <= now + LONGEST_PERIOD[per.period]:
         return state
     window = bounds(per.period, counter.zone, now)
     if isinstance(state, Span) and now < state.end:
