@@ -79,6 +79,6 @@ async def test_who_finds_somebody_else_at_it_leaves_it_to_them() -> None:
     async def busy(before: int, most: int) -> None:
         return None
 
-    world.ledger.forget_records = busy  # type: ignore[assignment]
+    world.ledger.forget_records = busy  # type: ignore[method-assign]
     assert await world.prune() == {"records": 0, "sums": 0, "changes": 0, "reservations": 0}
     assert world.ages() == (999, 999)
