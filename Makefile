@@ -44,7 +44,7 @@ lint: $(DEV) $(STUBS) ## Check style, types, layers, the contract and the stubs
 bench: $(DEV) ## Measure the speed of a check
 	$(BIN)/python -m bench $(ARGS)
 
-model: $(DEV) ## Explore the protocol of revocation in every interleaving (needs gcc; minutes, 4 GB)
+model: $(DEV) ## Explore the protocol of revocation in every interleaving (needs gcc; a quarter of an hour, 2 GB)
 	$(BIN)/python -m scripts.model $(ARGS)
 
 stubs: $(STUBS) ## Generate the Python stubs from the protos

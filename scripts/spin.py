@@ -22,7 +22,7 @@ _HELP = f"""the model checker spin is missing and could not be fetched: {{}}
 Put spin 6.5 on PATH. On Debian and Ubuntu: apt-get install {PACKAGE} gcc"""
 _NO_COMPILER = "there is no C compiler (gcc), which spin needs. On Debian and Ubuntu: apt-get install gcc libc6-dev"
 
-_FETCH_SECONDS = 120
+_FETCH_SECONDS = 30
 _COMPILE_SECONDS = 120
 _DEPTH = 200_000  # steps on the longest path; where it is not enough, the verifier says so, and that is no "holds"
 _COMPILED = ("-DSAFETY", "-DCOLLAPSE", "-DNOFAIR")  # assertions only; states kept whole, packed; no fairness

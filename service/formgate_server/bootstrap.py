@@ -61,7 +61,7 @@ from formgate_server.storage.sql.postgres import SMALLEST_POOL
 from formgate_server.storage.sql.registry import SqlRegistry
 from formgate_server.storage.sql.trail import Trail
 from formgate_server.storage.sql.usage import SqlUsageLedger
-from formgate_server.storage.wrappers import CachedKeyStore
+from formgate_server.storage.wrappers import CachedKeyStore, PepperedKeyStore
 from formgate_server.wire.grpcio import GrpcServer
 from formgate_server.wire.http import HttpServer
 
@@ -135,11 +135,16 @@ def _trail_of(settings: Settings) -> tuple[str | URL, Path, str]:
 
 
 @asynccontextmanager
-async def build(settings: Settings) -> AsyncIterator[Addresses]:
-    """Serve while the block runs; afterwards drain. Raises StartError."""
+async def build(
+    settings: Settings, *, worker: bool = False, hurry: asyncio.Event | None = None
+) -> AsyncIterator[Addresses]:
+    """Serve while the block runs; afterwards drain, at once when ``hurry`` is set. Raises StartError.
+
+    A ``worker`` shares its port with others, and leaves probes and metrics to their supervisor.
+    """
     async with AsyncExitStack() as stack:
         with _explained():
-            addresses = await _start(stack, settings)
+            addresses = await _start(stack, settings, worker, hurry or asyncio.Event())
         yield addresses
 
 
@@ -171,7 +176,12 @@ class _Stores(NamedTuple):
     limiter: Limiter
 
 
-async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
+async def _start(
+    stack: AsyncExitStack,
+    settings: Settings,
+    worker: bool,  # noqa: FBT001 - handed on
+    hurry: asyncio.Event,
+) -> Addresses:
     """Start everything; what is put on the stack last ends first: calls are drained before the stores close."""
     policies = load(settings.policy_dir)
     truth = await (_embedded if settings.database_url is None else _postgresql)(stack, settings)
@@ -195,7 +205,7 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
         in_all=settings.unknown_keys_per_second,
     )
     finder = GuardedKeys(stores.keys, attempts)
-    check_key = CheckKey(finder, stores.limiter, policies, peppers=peppers, clock=clock, last_used=last_used)
+    check_key = CheckKey(finder, stores.limiter, policies, clock, last_used)
     record_usage = await _usage(stack, settings, stores, truth.database, policies, clock)
     authorization = AuthorizationServicer(check_key, record_usage)
     keys = KeyServicer(
@@ -215,15 +225,21 @@ async def _start(stack: AsyncExitStack, settings: Settings) -> Addresses:
         tokens,
     )
     dispatch = Dispatch(Authenticate(stores.registry, peppers, clock, time.monotonic))
-    http_host, _, http_port = settings.http.rpartition(":")
-    http = HttpServer(http_host.strip("[]"), int(http_port), live=pulse.beats, ready=pulse.ready)
-    stack.callback(http.close)
-    grpc = GrpcServer(dispatch, methods(authorization, keys, accounts))
+    http_address = settings.http if worker else _start_http(stack, settings.http, pulse)
+    served = methods(authorization, keys, accounts)
+    grpc = GrpcServer(dispatch, served, max_connection_age=settings.max_connection_age_seconds, shared=worker)
     grpc_port = await grpc.start(settings.listen)
-    stack.push_async_callback(grpc.drain, settings.drain_seconds)
+    stack.push_async_callback(grpc.drain, settings.drain_seconds, hurry)
     stack.callback(pulse.drain)
     pulse.is_ready = True
-    return Addresses(f"{settings.listen.rpartition(':')[0]}:{grpc_port}", f"{http_host}:{http.port}")
+    return Addresses(f"{settings.listen.rpartition(':')[0]}:{grpc_port}", http_address)
+
+
+def _start_http(stack: AsyncExitStack, address: str, pulse: _Pulse) -> str:
+    host, _, port = address.rpartition(":")
+    http = HttpServer(host.strip("[]"), int(port), live=pulse.beats, ready=pulse.ready)
+    stack.callback(http.close)
+    return f"{host}:{http.port}"
 
 
 async def _usage(  # noqa: PLR0913, PLR0917 - what usage goes through
@@ -352,7 +368,7 @@ async def _open_stores(  # noqa: PLR0913, PLR0917 - what stores are made of
     registry = SqlRegistry(database, peppers)
     limiter = MemoryLimiter(clock, SqlReservations(database), on_degraded=_tell_degraded)
     stack.push_async_callback(_close_limiter, limiter)
-    keys = CachedKeyStore(SqlKeyStore(database, policies), settings.key_cache_size)
+    keys = CachedKeyStore(PepperedKeyStore(SqlKeyStore(database, policies), peppers), settings.key_cache_size)
     return _Stores(registry, keys, SqlUsageLedger(database), limiter)
 
 

@@ -62,6 +62,15 @@ class Settings(BaseSettings):
     drain_seconds: Annotated[float, Field(ge=0, le=600)] = Field(
         default=10.0, description="How long calls under way may take to end on SIGTERM."
     )
+    workers: Annotated[int, Field(ge=1, le=256)] = Field(
+        default=1, description="How many processes serve; several need PostgreSQL and Redis."
+    )
+    processes: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+        default=None, description="How many processes, on all machines, share the limits when Redis is down."
+    )
+    max_connection_age_seconds: Annotated[float, Field(ge=1, le=86_400)] = Field(
+        default=300.0, description="After how long a client is asked to connect anew, a tenth more or less."
+    )
     invalid_attempts_per_minute: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         default=60, description="How many keys that there are not one address may show; 0: any number."
     )
@@ -83,6 +92,18 @@ class Settings(BaseSettings):
                 message = f"{name} is beyond loopback, where secrets would travel in clear: say --insecure to allow it"
                 raise ValueError(message)
         return self
+
+    @model_validator(mode="after")
+    def _all_share(self) -> Settings:
+        if self.processes is not None and self.processes < self.workers:
+            message = "processes are all that share the limits, these workers included: there are fewer of them"
+            raise ValueError(message)
+        return self
+
+    @property
+    def sharers(self) -> int:
+        """How many processes share the limits when Redis is down."""
+        return self.workers if self.processes is None else self.processes
 
 
 def is_loopback(address: str) -> bool:

@@ -18,12 +18,14 @@ from sqlalchemy.exc import IntegrityError
 
 from formgate_server.core.errors import UnavailableError
 from formgate_server.core.model import UsageOutcome
-from formgate_server.storage.sql import postgres
+from formgate_server.storage.sql import migrate, postgres
 from formgate_server.storage.sql.engine import Database, open_database
 from formgate_server.storage.sql.fingerprints import Fingerprints
+from formgate_server.storage.sql.trail import Trail
 from tests.support.changing import AWAY, all_ways, cancelled_at, change, epoch_of, fill
 from tests.support.postgres import PostgresServer
 from tests.support.stores import account, add_key, digest, entry, key, opened, sql_stores
+from tests.support.using import use
 
 
 @pytest.fixture(scope="module")
@@ -532,6 +534,27 @@ async def test_no_room_for_another_connection(url: URL, postgres_server: Postgre
     finally:
         await postgres_server.execute("DROP OWNED BY few", str(url.database))
         await postgres_server.execute("DROP ROLE few")
+
+
+async def test_the_rights_that_a_server_needs(postgres_server: PostgresServer) -> None:
+    """To read and write rows, and nothing more: a role that owns nothing does all that servers do all day."""
+    await postgres_server.execute("CREATE ROLE plain LOGIN PASSWORD 'plain'")
+    async with postgres_server.database() as url:
+        granted = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO plain"
+        await postgres_server.execute(granted, str(url.database))
+        async with opened(url.set(username="plain", password="plain")) as database:
+            await fill(database)
+            await use(sql_stores(database))
+            assert await Fingerprints(database).check("pepper", ["a"]) == {"a"}
+            assert await migrate.current(url) == migrate.head()
+        await postgres_server.execute(
+            "REVOKE INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public FROM plain", str(url.database)
+        )
+        trail = Trail(url.set(username="plain", password="plain"))
+        assert await trail.revision() == migrate.head()
+        assert await trail.heads() == {"acme": 1}
+        await trail.close()
+    await postgres_server.execute("DROP ROLE plain")
 
 
 async def test_no_value_is_in_an_error(database: Database) -> None:

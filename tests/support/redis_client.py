@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -79,7 +79,7 @@ async def heals(client: RedisClient, account: str = "a", seconds: float = 10) ->
 class Tally:
     """How requests ended: answered, surely not run, or perhaps run."""
 
-    def __init__(self, outcomes: list[Any]) -> None:
+    def __init__(self, outcomes: Sequence[Any]) -> None:
         self.answered = [each for each in outcomes if not isinstance(each, BaseException)]
         self.lost = [each for each in outcomes if isinstance(each, LostAnswer)]
         self.refused = [

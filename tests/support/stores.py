@@ -123,6 +123,10 @@ class Unguarded:
 
     keys: KeyStore
 
+    def known(self, digests: Sequence[bytes]) -> KeyRecord | None:
+        """See ``KeyFinder``."""
+        return self.keys.known(digests) if isinstance(self.keys, CachedKeyStore) else None
+
     async def find(self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = "") -> KeyRecord | None:
         """See ``KeyFinder``."""
         return await self.keys.find(digests, at_least=at_least)

@@ -76,7 +76,8 @@ def verify(
 ) -> None:
     """Tell whether the audit trail is as it was written. Ends with 1 where a row is altered or missing.
 
-    It reads the database and the pepper on this machine, and writes nothing; the server may run meanwhile.
+    It reads the database, that of FORMGATE_DATABASE_URL or in the data folder, and the pepper, and writes nothing; the
+    server may run meanwhile.
     """
     import asyncio
 
@@ -90,7 +91,8 @@ def verify(
     except StartError as error:
         raise CommandError(str(error), ExitCode.UNDECIDED, hint="nothing is verified") from None
     if account_id is not None and not found:
-        raise CommandError(f"{given.data} has no account {account_id}", ExitCode.UNDECIDED, hint="nothing is verified")
+        place = given.data if given.database_url is None else "the database"
+        raise CommandError(f"{place} has no account {account_id}", ExitCode.UNDECIDED, hint="nothing is verified")
     findings.show(found, json=json)
     if not all(each.intact for each in found.values()):
         raise typer.Exit(ExitCode.REFUSED)

@@ -92,6 +92,33 @@ def serve(
             show_default="10",
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            metavar="N",
+            help="How many processes serve; several need PostgreSQL and Redis.",
+            show_default="1",
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            metavar="N",
+            help="How many processes, on all machines, share the limits when Redis is down; else as many as workers.",
+            show_default=False,
+        ),
+    ] = None,
+    max_connection_age_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--max-connection-age-seconds",
+            metavar="SECONDS",
+            help="After how long a client is asked to connect anew, a tenth more or less.",
+            show_default="300",
+        ),
+    ] = None,
     invalid_attempts_per_minute: Annotated[
         int | None,
         typer.Option(

@@ -6,6 +6,9 @@ decided by another epoch's key is never told (docs/adr/0001).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from formgate.rules.grants import Level
 from formgate.rules.standing import Wanted, denial
 from formgate_server.core.errors import InvalidArgumentError, UnavailableError
@@ -17,29 +20,32 @@ from formgate_server.core.lookup import sees
 from formgate_server.core.model import Caller
 from formgate_server.core.policy import Policies, Policy
 from formgate_server.core.ports import Charge, Charged, Clock, EpochMoved, KeyFinder, Limiter, TooManyAttempts
-from formgate_server.core.secrets import Peppers, prefix_of
+from formgate_server.core.secrets import could_be_secret, fingerprint, prefix_of
 from formgate_server.core.verdict import CheckQuery, KeyRecord, Reason, Verdict
 
 _ATTEMPTS = 4  # at first, after a missing epoch was seeded, and twice more: then changes come faster than reads
 
 
+class _Begun(NamedTuple):
+    """A check decided but for its limits: ``reason`` None: it is allowed if they let it."""
+
+    query: CheckQuery
+    record: KeyRecord
+    reason: Reason | None
+    now: int
+    charge: Charge
+
+
 class CheckKey:
     """Decides requests."""
 
-    def __init__(  # noqa: PLR0913 - what a check needs
-        self,
-        keys: KeyFinder,
-        limiter: Limiter,
-        policies: Policies,
-        *,
-        peppers: Peppers,
-        clock: Clock,
-        last_used: LastUsed,
+    def __init__(
+        self, keys: KeyFinder, limiter: Limiter, policies: Policies, clock: Clock, last_used: LastUsed
     ) -> None:
+        """Find ``keys`` by the SHA-256 of their secrets."""
         self._keys = keys
         self._limiter = limiter
         self._policies = policies
-        self._peppers = peppers
         self._clock = clock
         self._last_used = last_used
 
@@ -52,36 +58,79 @@ class CheckKey:
             return self._keyless(secret, query, caller, None)
         prefix = secret[: secret.rfind("_") + 1]  # prefixes end in "_", which is no digit of base62
         own = self._policies.by_prefix.get(prefix)
-        if own is None or prefix_of(secret) != prefix:
+        record = self._at_hand(secret)
+        if record is None and (own is None or prefix_of(secret) != prefix):
             return self._keyless(Reason.MALFORMED_KEY, query, caller, own)
-        digests = self._peppers.digests(secret)
+        return await self._decide(query, caller, own, fingerprint(secret), record)
+
+    async def _decide(
+        self, query: CheckQuery, caller: Caller, own: Policy | None, known_by: bytes, record: KeyRecord | None
+    ) -> Verdict:
+        """Decide by ``record``, where the key is at hand; it is read again for as long as its account changes."""
+        digests = (known_by,)
         at_least = 0
         for _ in range(_ATTEMPTS):
-            record = await self._keys.find(digests, at_least=at_least, source_ip=query.source_ip)
-            if isinstance(record, TooManyAttempts):
-                return self._keyless(Reason.TOO_MANY_INVALID_ATTEMPTS, query, caller, own, record.retry_after)
-            now = self._clock.now()
-            if record is None or not _counts(record, query, caller) or now >= (record.secret_end or now + 1):
+            if record is None:
+                found = await self._keys.find(digests, at_least=at_least, source_ip=query.source_ip)
+                if isinstance(found, TooManyAttempts):
+                    return self._keyless(Reason.TOO_MANY_INVALID_ATTEMPTS, query, caller, own, found.retry_after)
+                record = found
+            begun = None if record is None else self._begin(query, record, caller)
+            if begun is None:
                 return self._keyless(Reason.KEY_NOT_FOUND, query, caller, own)
-            reason = denial(record.standing, _wanted(query, record.policy), now)
-            key = record.key
-            counters = () if reason else record.counters
-            charge = Charge(key.account_id, record.epoch, key.key_id, counters, query.cost, query.request_id)
-            outcome = await self._limiter.charge(charge)
+            outcome = await self._limiter.charge(begun.charge)
             if isinstance(outcome, Charged):
-                return self._decided(query, record, reason, outcome, now)
+                return self._decided(begun, outcome)
+            record = None
             if isinstance(outcome, EpochMoved):
                 at_least = outcome.epoch
                 continue
             fresh = await self._keys.find(digests, at_least=LARGEST)  # begun after the epoch was found missing
             if isinstance(fresh, KeyRecord):
-                await self._limiter.seed(key.account_id, fresh.epoch, outcome.incarnation)
+                await self._limiter.seed(begun.charge.account_id, fresh.epoch, outcome.incarnation)
         message = "the account changes faster than its keys can be read; try again"
         raise UnavailableError(message, reason="ACCOUNT_CHANGING")
 
-    def _decided(
-        self, query: CheckQuery, record: KeyRecord, reason: Reason | None, charged: Charged, now: int
-    ) -> Verdict:
+    async def all_at_hand(
+        self, queries: Sequence[CheckQuery], caller: Caller
+    ) -> list[Verdict | UnavailableError | None]:
+        """Decide those checks whose keys are at hand, in order, and charge them together.
+
+        None: that one has not been charged, and is to be decided by itself. An error: it may have been charged.
+        """
+        begun = [self._begin_at_hand(query, caller) for query in queries]
+        outcomes = iter(await self._limiter.charge_many([one.charge for one in begun if one is not None]))
+        verdicts: list[Verdict | UnavailableError | None] = []
+        for one in begun:
+            outcome = None if one is None else next(outcomes)
+            if one is not None and isinstance(outcome, Charged):
+                verdicts.append(self._decided(one, outcome))
+            else:
+                verdicts.append(outcome if isinstance(outcome, UnavailableError) else None)
+        return verdicts
+
+    def _begin_at_hand(self, query: CheckQuery, caller: Caller) -> _Begun | None:
+        secret = query.key or _bearer(query.authorization or "")
+        record = None if isinstance(secret, Reason) else self._at_hand(secret)
+        return None if record is None else self._begin(query, record, caller)
+
+    def _at_hand(self, secret: str) -> KeyRecord | None:
+        """Return a key found before by this very secret, whose form therefore needs no look."""
+        return self._keys.known((fingerprint(secret),)) if could_be_secret(secret) else None
+
+    def _begin(self, query: CheckQuery, record: KeyRecord, caller: Caller) -> _Begun | None:
+        """Decide all but the limits; None: there is no such key for this caller, or not by this secret any more."""
+        now = self._clock.now()
+        if not _counts(record, query, caller) or (record.secret_end is not None and now >= record.secret_end):
+            return None
+        reason = denial(record.standing, _wanted(query, record.policy), now)
+        counters = () if reason else record.counters
+        key = record.key
+        charge = Charge(key.account_id, record.epoch, key.key_id, counters, query.cost, query.request_id)
+        return _Begun(query, record, reason, now, charge)
+
+    def _decided(self, begun: _Begun, charged: Charged) -> Verdict:
+        query, record, reason, now, _ = begun
         if reason is None:
             reason = Reason.OK if charged.denied is None else reason_of(charged.denied)
         steps = explain(reason, query, record, charged) if query.explain else ()

@@ -72,6 +72,10 @@ class TooManyAttempts(NamedTuple):
 class KeyFinder(Protocol):
     """Keys by secret, for checks from all the world."""
 
+    def known(self, digests: Sequence[bytes]) -> KeyRecord | None:
+        """Return the key where it is at hand, as ``KeyCache.known`` does."""
+        ...
+
     async def find(
         self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = ""
     ) -> KeyRecord | TooManyAttempts | None:

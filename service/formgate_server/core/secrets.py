@@ -26,6 +26,7 @@ _BODY_LENGTH = _RANDOM_LENGTH + _CHECKSUM_LENGTH
 _LONGEST_PREFIX = 32
 _PREFIX = re.compile(rf"[A-Za-z0-9_-]{{1,{_LONGEST_PREFIX}}}", re.ASCII)
 _ID_BITS = 128
+_LONGEST = _LONGEST_PREFIX + _BODY_LENGTH
 
 MOST_PEPPERS = 3
 TOKEN_PREFIX = "fgt_"  # noqa: S105 - the public prefix of service tokens, not one of them
@@ -59,9 +60,19 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{base62(secrets.randbits(_ID_BITS), 22)}"
 
 
+def could_be_secret(text: str) -> bool:
+    """Tell whether ``text`` is short enough for a secret, and of ASCII: worth hashing."""
+    return len(text) <= _LONGEST and text.isascii()
+
+
+def fingerprint(secret: str) -> bytes:
+    """Return the SHA-256 by which a secret is known in memory. Stored is ``Peppers.digests_of`` it."""
+    return hashlib.sha256(secret.encode()).digest()
+
+
 def prefix_of(secret: str) -> str | None:
     """Return the prefix of a well-formed secret; None: its shape or checksum is wrong."""
-    if len(secret) > _BODY_LENGTH + _LONGEST_PREFIX or not secret.isascii():
+    if not could_be_secret(secret):
         return None
     prefix, body = secret[:-_BODY_LENGTH], secret[-_BODY_LENGTH:]
     if not body.isalnum() or _PREFIX.fullmatch(prefix) is None:
@@ -123,7 +134,7 @@ class Peppers:
     def digest(self, secret: str) -> tuple[bytes, str]:
         """Return the digest to store of ``secret``, and the id of its pepper."""
         newest = self._peppers[0]
-        return newest.hmac(hashlib.sha256(secret.encode()).digest()), newest.id
+        return newest.hmac(fingerprint(secret)), newest.id
 
     def mac(self, message: bytes) -> tuple[bytes, str]:
         """See ``AuditKeys``."""
@@ -139,5 +150,8 @@ class Peppers:
 
     def digests(self, secret: str) -> list[bytes]:
         """Return the digests under which ``secret`` may be stored, the likeliest first."""
-        digest = hashlib.sha256(secret.encode()).digest()
-        return [pepper.hmac(digest) for pepper in self._peppers]
+        return self.digests_of(fingerprint(secret))
+
+    def digests_of(self, known_by: bytes) -> list[bytes]:
+        """Return what ``digests`` does, of the secret with that fingerprint."""
+        return [pepper.hmac(known_by) for pepper in self._peppers]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -44,6 +44,12 @@ class KeyRecord:
     epoch: int
     secret_end: int | None = None
     """From when on this secret, which a rotation replaced, is nobody's any more."""
+    told: bytes = field(default=b"", init=False, compare=False, repr=False)
+    """What a rim tells of the key in every verdict that allows, as it writes it; empty: not told yet."""
+
+    def keep_told(self, told: bytes) -> None:
+        """Keep what is told of the key, for as long as this is what is known of it."""
+        object.__setattr__(self, "told", told)
 
 
 class CheckQuery(NamedTuple):
@@ -51,14 +57,14 @@ class CheckQuery(NamedTuple):
 
     key: str | None = None
     authorization: str | None = None
+    source_ip: str = ""
+    request_id: str = ""
     permissions: tuple[str, ...] = ()
     resources: tuple[str, ...] = ()
     api_group: str = ""
     environment: int = 0
     http_method: str = ""
-    source_ip: str = ""
     cost: int = 1
-    request_id: str = ""
     policy: str = ""
     explain: bool = False
 

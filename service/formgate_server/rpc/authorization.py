@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
 
 from formgate.v1 import authorization_pb2 as pb
 from formgate_server import metrics
@@ -10,8 +12,11 @@ from formgate_server.core.check_key import CheckKey
 from formgate_server.core.errors import FormgateError, InvalidArgumentError
 from formgate_server.core.model import Caller
 from formgate_server.core.record_usage import MOST_RECORDS, RecordUsage
+from formgate_server.core.verdict import CheckQuery, Verdict
 from formgate_server.rpc import convert
+from formgate_server.rpc.asked import Asked
 from formgate_server.rpc.errors import to_status
+from formgate_server.rpc.told import batch_response, check_response
 
 MOST_CHECKS = 1_000
 _AT_ONCE = 32
@@ -23,37 +28,57 @@ class AuthorizationServicer:
     def __init__(self, check_key: CheckKey, record_usage: RecordUsage) -> None:
         self._check_key = check_key
         self._record_usage = record_usage
+        self._asked = Asked()
 
-    async def check_key(self, request: pb.CheckKeyRequest, caller: Caller) -> pb.CheckKeyResponse:
+    async def check_key(self, request: pb.CheckKeyRequest, caller: Caller) -> bytes:
         """One verdict."""
-        response = pb.CheckKeyResponse()
-        await self._check(request, caller, response)
-        return response
-
-    async def _check(self, request: pb.CheckKeyRequest, caller: Caller, response: pb.CheckKeyResponse) -> None:
-        verdict = await self._check_key(convert.check_query(request), caller)
+        verdict = await self._check_key(self._asked.read(request), caller)
         metrics.checks[verdict.reason].inc()
-        convert.check_response(verdict, response)
+        return check_response(verdict)
 
-    async def batch_check_keys(self, request: pb.BatchCheckKeysRequest, caller: Caller) -> pb.BatchCheckKeysResponse:
+    async def batch_check_keys(self, request: pb.BatchCheckKeysRequest, caller: Caller) -> bytes:
         """Many verdicts, in order; one that can not be reached is its own error."""
         _count(len(request.requests), MOST_CHECKS, "requests")
-        answer = pb.BatchCheckKeysResponse(results=[pb.BatchCheckKeysResult() for _ in request.requests])
-        by_secret: dict[str, list[tuple[pb.CheckKeyRequest, pb.BatchCheckKeysResult]]] = {}
-        for one, result in zip(request.requests, answer.results, strict=True):
-            by_secret.setdefault(one.key or one.authorization, []).append((one, result))
+        asked = [self._read(one) for one in request.requests]
+        at_hand = iter(await self._check_key.all_at_hand([one for one in asked if isinstance(one, CheckQuery)], caller))
+        results = [next(at_hand) if isinstance(one, CheckQuery) else one for one in asked]
+        if None in results:
+            await self._decide_others(asked, results, caller)
+        reasons = Counter(one.reason for one in results if isinstance(one, Verdict))
+        for reason, times in reasons.items():
+            metrics.checks[reason].inc(times)
+        return batch_response(
+            check_response(one) if isinstance(one, Verdict) else to_status(one) for one in results if one is not None
+        )
+
+    def _read(self, request: pb.CheckKeyRequest) -> CheckQuery | FormgateError:
+        try:
+            return self._asked.read(request)
+        except InvalidArgumentError as error:
+            return error
+
+    async def _decide_others(
+        self,
+        asked: Sequence[CheckQuery | FormgateError],
+        results: list[Verdict | FormgateError | None],
+        caller: Caller,
+    ) -> None:
+        """Decide those checks that have no result yet, several at once."""
+        by_secret: dict[str | None, list[tuple[int, CheckQuery]]] = {}
+        for index, (query, result) in enumerate(zip(asked, results, strict=True)):
+            if isinstance(query, CheckQuery) and result is None:
+                by_secret.setdefault(query.key or query.authorization, []).append((index, query))
         waiting = iter(by_secret.values())
 
         async def work() -> None:
             for checks in waiting:  # shared: a key that waits for a store holds up one worker, not the batch
-                for one, result in checks:  # in order: of one key's checks the first are charged first
+                for index, query in checks:  # in order: of one key's checks the first are charged first
                     try:
-                        await self._check(one, caller, result.response)
+                        results[index] = await self._check_key(query, caller)
                     except FormgateError as error:
-                        result.error.CopyFrom(to_status(error))
+                        results[index] = error
 
         await asyncio.gather(*(work() for _ in range(min(_AT_ONCE, len(by_secret)))))
-        return answer
 
     async def record_usage(self, request: pb.RecordUsageRequest, caller: Caller) -> pb.RecordUsageResponse:
         """Record consumption; each record has a result of its own."""

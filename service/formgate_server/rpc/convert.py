@@ -28,8 +28,6 @@ from formgate_server.core.manage_tokens import NewToken
 from formgate_server.core.policy import Policy
 from formgate_server.core.ports import AuditFilter, AuditRow, KeyFilter
 from formgate_server.core.read_account import UsageBucket, UsageQuery
-from formgate_server.core.verdict import CheckQuery, Reason, Verdict
-from formgate_server.log import blot
 
 E = TypeVar("E", bound=IntEnum)
 
@@ -155,31 +153,6 @@ def account_values(message: resources_pb2.Account, paths: Sequence[str]) -> dict
     }
     fields.mask(paths, readers)
     return {path: readers[path]() for path in paths}
-
-
-def check_query(message: authorization_pb2.CheckKeyRequest) -> CheckQuery:
-    """Read what a check asks."""
-    credential = message.WhichOneof("credential")
-    if credential is None:
-        raise InvalidArgumentError("credential", "needs one of key and authorization")
-    if message.tags:
-        fields.tags(message.tags)
-    resources, permissions = message.resources, message.permissions
-    environment, http_method, api_group = message.environment, message.http_method, message.api_group
-    return CheckQuery(
-        message.key if credential == "key" else None,
-        message.authorization if credential == "authorization" else None,
-        fields.asked_permissions(permissions) if permissions else (),
-        fields.resources(resources) if resources else (),
-        fields.identifier(api_group, "api_group") if api_group else "",
-        enum(model.Environment, environment, "environment") or 0 if environment else 0,
-        fields.text(http_method, "http_method", 64) if http_method else "",
-        fields.source_ip(message.source_ip),
-        fields.number(message.cost, "cost") if message.HasField("cost") else 1,
-        fields.identifier(message.request_id, "request_id"),
-        fields.identifier(message.policy, "policy"),
-        message.explain,
-    )
 
 
 def usage_record(message: authorization_pb2.UsageRecord) -> model.UsageRecord | InvalidArgumentError:
@@ -453,9 +426,6 @@ def service_token(value: model.ServiceToken) -> resources_pb2.ServiceToken:
     )
 
 
-# What every check answers is filled in field by field: building nested messages from values takes twice as long.
-
-
 def tell_limit(message: resources_pb2.LimitStatus, value: Standing) -> None:
     """Write where a limit stands into an empty message."""
     limit_, remaining, reset_time = value
@@ -471,43 +441,3 @@ def tell_limit(message: resources_pb2.LimitStatus, value: Standing) -> None:
         told.seconds, micros = divmod(reset_time, _SECOND)
         if micros:
             told.nanos = micros * 1_000
-
-
-def _tell_key(message: authorization_pb2.CheckedKey, value: model.Key) -> None:
-    message.key_id = value.key_id
-    message.account_id = value.account_id
-    message.display_name = value.display_name
-    message.environment = number(value.environment)
-    if value.created_by:
-        message.created_by = value.created_by
-    if value.metadata:
-        message.metadata.update(value.metadata)
-    if value.expire_time is not None:
-        message.expire_time.CopyFrom(timestamp(value.expire_time) or Timestamp())
-
-
-def check_response(verdict: Verdict, response: authorization_pb2.CheckKeyResponse) -> None:
-    """Write a verdict into an empty response."""
-    reason, record = verdict.reason, verdict.record
-    response.allowed = reason is Reason.OK
-    response.reason = number(reason)
-    response.http_status = verdict.http_status
-    if verdict.message:
-        response.message = verdict.message
-    if verdict.degraded:
-        response.degraded = True
-    if record is not None:
-        response.epoch = record.epoch
-        _tell_key(response.key, record.key)
-    for standing in verdict.limits:
-        tell_limit(response.limits.add(), standing)
-    if verdict.retry_after is not None:
-        response.retry_after.CopyFrom(to_duration(verdict.retry_after) or Duration())
-    if verdict.http_denial is not None:
-        denial = verdict.http_denial
-        response.http_denial.status = denial.status
-        response.http_denial.body = denial.body
-        for name, value in denial.headers:
-            response.http_denial.headers.add(name=name, value=value)
-    for step in verdict.steps:
-        response.explanation.add(step=step.name, outcome=number(step.outcome), detail=blot(step.detail))

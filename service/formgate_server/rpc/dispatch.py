@@ -73,7 +73,7 @@ class Dispatch:
             request = _decoded(method, payload)
             caller = _acting(caller, call)
             response = await method.handle(request, caller)
-            answer = response.SerializeToString()
+            answer = response if isinstance(response, bytes) else response.SerializeToString()
         except FormgateError as error:
             if error.reason not in _COUNTED:
                 _tell(method, caller, began, error.reason)

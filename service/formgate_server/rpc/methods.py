@@ -30,12 +30,15 @@ _HUMPS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 class Method(NamedTuple):
-    """A method: ``handle`` answers a request of the type ``request`` by a caller of one of ``roles``."""
+    """A method: ``handle`` answers a request of the type ``request`` by a caller of one of ``roles``.
+
+    What it returns is the answer, or its bytes.
+    """
 
     path: str
     request: type[Message]
     roles: frozenset[ServiceRole]
-    handle: Callable[[Any, Caller], Awaitable[Message]]
+    handle: Callable[[Any, Caller], Awaitable[Message | bytes]]
 
 
 def methods(authorization: AuthorizationServicer, keys: KeyServicer, accounts: AccountServicer) -> Iterable[Method]:

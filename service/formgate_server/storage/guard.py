@@ -38,6 +38,10 @@ class GuardedKeys:
         self._waiting = 0
         self._logged_until = 0.0
 
+    def known(self, digests: Sequence[bytes]) -> KeyRecord | None:
+        """See ``KeyFinder``."""
+        return self._keys.known(digests)
+
     async def find(
         self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = ""
     ) -> KeyRecord | TooManyAttempts | None:

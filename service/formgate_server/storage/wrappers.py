@@ -11,9 +11,23 @@ from formgate_server.core.errors import UnavailableError
 
 if TYPE_CHECKING:
     from formgate_server.core.ports import KeyStore
+    from formgate_server.core.secrets import Peppers
     from formgate_server.core.verdict import KeyRecord
 
 _Outcome: TypeAlias = "KeyRecord | UnavailableError | None"
+
+
+class PepperedKeyStore:
+    """A KeyStore by the SHA-256 of secrets over one by what is stored of them."""
+
+    def __init__(self, store: KeyStore, peppers: Peppers) -> None:
+        self._store = store
+        self._peppers = peppers
+
+    async def find(self, digests: Sequence[bytes], *, at_least: int = 0) -> KeyRecord | None:
+        """See ``KeyStore``."""
+        stored = [each for digest in digests for each in self._peppers.digests_of(digest)]
+        return await self._store.find(stored, at_least=at_least)
 
 
 class CachedKeyStore:

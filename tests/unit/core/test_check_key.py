@@ -47,7 +47,7 @@ from formgate_server.core.ports import (
     StoredSecret,
     Transaction,
 )
-from formgate_server.core.secrets import Peppers, new_secret
+from formgate_server.core.secrets import Peppers, fingerprint, new_secret
 from formgate_server.core.set_key_state import SetKeyState
 from formgate_server.core.verdict import CheckQuery, KeyRecord, Reason, Verdict
 from formgate_server.policies.policy import load
@@ -55,7 +55,7 @@ from formgate_server.storage.memory.counters import MemoryReservations
 from formgate_server.storage.memory.keys import MemoryKeyStore
 from formgate_server.storage.memory.limiter import MemoryLimiter
 from formgate_server.storage.memory.registry import MemoryRegistry
-from formgate_server.storage.wrappers import CachedKeyStore
+from formgate_server.storage.wrappers import CachedKeyStore, PepperedKeyStore
 from tests.support.clock import DAY, HOUR, MINUTE, SettableClock
 from tests.support.stores import AUDIT_KEYS, Unguarded
 
@@ -92,7 +92,7 @@ class World:
     finder: KeyFinder | None = None
 
     def __post_init__(self) -> None:
-        bare = MemoryKeyStore(self.registry, POLICIES)
+        bare = PepperedKeyStore(MemoryKeyStore(self.registry, POLICIES), PEPPERS)
         self.keys: KeyStore = CachedKeyStore(bare) if self.cached else bare
         self.limiter: Limiter = MemoryLimiter(self.clock, MemoryReservations())
 
@@ -141,9 +141,8 @@ class World:
             self.finder or Unguarded(self.keys),
             self.limiter,
             POLICIES,
-            peppers=PEPPERS,
-            clock=self.clock,
-            last_used=self.last_used,
+            self.clock,
+            self.last_used,
         )
         key = None if "authorization" in asked else secret
         return await check(CheckQuery(key, **asked), caller)
@@ -239,7 +238,7 @@ async def test_the_first_reason_that_applies_wins_and_charges_nothing(first: Rea
     assert (verdict.message, verdict.http_status) == (told.message, told.status)
     assert verdict.http_denial is not None
     assert (verdict.record is None) == (first in EXCLUSIVE)
-    record = await world.keys.find(PEPPERS.digests(secret))
+    record = await world.keys.find([fingerprint(secret)])
     assert record is not None
     looked = await world.limiter.charge(Charge("acme", record.epoch, "k1", record.counters, 0))
     if isinstance(looked, EpochMissing):
@@ -727,7 +726,7 @@ class Model:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.world = World(registry=Watched(self.snapshot))
-        slow = Slow(MemoryKeyStore(self.world.registry, POLICIES), self.rng)
+        slow = Slow(PepperedKeyStore(MemoryKeyStore(self.world.registry, POLICIES), PEPPERS), self.rng)
         self.limiter = Flushed(self.world.clock, self.rng)
         self.world.limiter = self.limiter
         # Two processes, each with a cache of its own, over one database and one limiter.
@@ -769,9 +768,8 @@ class Model:
                 Unguarded(keys),
                 self.limiter,
                 POLICIES,
-                peppers=PEPPERS,
-                clock=self.world.clock,
-                last_used=self.world.last_used,
+                self.world.clock,
+                self.world.last_used,
             )
             known = self.returned
             try:

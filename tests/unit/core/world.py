@@ -26,6 +26,7 @@ from formgate_server.storage.memory.limiter import MemoryLimiter
 from formgate_server.storage.memory.registry import MemoryRegistry
 from formgate_server.storage.memory.usage import MemoryUsageLedger
 from formgate_server.storage.sealer import AesSealer
+from formgate_server.storage.wrappers import PepperedKeyStore
 from tests.support.clock import SettableClock
 from tests.support.stores import Unguarded
 
@@ -46,7 +47,7 @@ class World:
         changes = Changes(self.registry, self.limiter, self.clock)
         keys = MemoryKeyStore(self.registry, self.policies)
         self._check = CheckKey(
-            Unguarded(keys), self.limiter, self.policies, peppers=peppers, clock=self.clock, last_used=LastUsed()
+            Unguarded(PepperedKeyStore(keys, peppers)), self.limiter, self.policies, self.clock, LastUsed()
         )
         self.accounts = ManageAccounts(changes, self.policies)
         self.members = ManageMembers(changes, self.policies)

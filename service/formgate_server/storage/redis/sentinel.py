@@ -68,6 +68,8 @@ async def find_primary(options: Options) -> Address:
                 break
             except (OSError, NotReadyError) as error:
                 reasons.add(str(error))
+            except (KeyError, TypeError, ValueError):
+                reasons.add("it does not answer as a sentinel does")
             if len(sightings) > len(addresses) // 2:
                 break
     finally:
@@ -90,6 +92,8 @@ async def _ask(address: Address, options: Options) -> Sighting:
         ("SENTINEL", "MASTER", service),
         ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service),
     )
+    if not where:
+        raise NotReadyError(f"{address} does not know {service} at present")
     named = dict(zip(facts[::2], facts[1::2], strict=False))
     before = (named[b"ip"], named[b"port"])
     host, port = where

@@ -40,6 +40,8 @@ def translated() -> Iterator[None]:
         if _code(error) == _WRONG_SQL:
             raise
         raise unavailable() from error
+    except asyncpg.SyntaxOrAccessError:
+        raise
     except (PoolTimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         raise unavailable() from error
 
