@@ -88,6 +88,11 @@ class Proxy:
             self.cut()
         self._run(self._listen())
 
+    def go_to(self, port: int) -> None:
+        """Go on to another server, with new connections."""
+        self._to = port
+        self.cut()
+
     # Its life.
 
     def __enter__(self) -> Self:

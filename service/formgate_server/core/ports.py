@@ -270,7 +270,7 @@ class Transaction(Protocol):
         ...
 
     async def replace_secret(self, key_id: str, secret: StoredSecret, until: int) -> None:
-        """Add a secret to a key; those that it had without an end of their own end at ``until``."""
+        """Add a secret to a key; those that it had end at ``until``, or where they have an earlier end, at that."""
         ...
 
     async def sealed_secret(self, key_id: str) -> Sealed | None:
@@ -311,6 +311,10 @@ class Transaction(Protocol):
 
     async def insert_token(self, token: ServiceToken, digest: bytes, pepper_id: str) -> None:
         """Add a service token with its secret's digest."""
+        ...
+
+    async def replace_token_digest(self, token_id: str, digest: bytes, pepper_id: str) -> None:
+        """Store the service token's secret by this digest instead."""
         ...
 
     async def token_of_digest(self, digests: Sequence[bytes]) -> ServiceToken | None:

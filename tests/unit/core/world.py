@@ -52,7 +52,7 @@ class World:
         self.accounts = ManageAccounts(changes, self.policies)
         self.members = ManageMembers(changes, self.policies)
         self.create = CreateKey(changes, self.policies, keeper)
-        self.rotate = RotateKey(changes, self.policies, keeper)
+        self._rotate = RotateKey(changes, self.policies, keeper)
         self.states = SetKeyState(changes)
         self.read = ReadAccount(self.registry, self.limiter, ledger, self.policies, self.clock)
         self.record = RecordUsage(ledger, Settle(ledger, self.limiter, self.policies), self.policies, self.clock)
@@ -64,6 +64,10 @@ class World:
     async def key(self, account_id: str = "acme", **fields: Any) -> tuple[Key, str]:
         """Make a key; returns it and its secret."""
         return await self.create(CALLER, NewKey(account_id=account_id, **fields))
+
+    async def rotate(self, caller: Caller, key_id: str, overlap: int) -> tuple[Key, str]:
+        """Rotate a key; returns it and its new secret."""
+        return (await self._rotate(caller, key_id, overlap)).result
 
     async def check(self, secret: str, **asked: Any) -> Verdict:
         """Check a key."""

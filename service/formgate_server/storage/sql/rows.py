@@ -27,6 +27,7 @@ from formgate_server.core.model import (
     ServiceToken,
 )
 from formgate_server.core.ports import AuditRow, Sealed, StoredSecret
+from formgate_server.core.sharing import shared, shared_mapping
 from formgate_server.storage.sql.tables import keys, service_tokens
 
 Values = dict[str, Any]
@@ -85,11 +86,13 @@ def key_of(row: Sequence[Any]) -> Key:
         revoke_time=revoke_time,
         last_used_time=last_used_time,
         last_used_ip=last_used_ip,
-        grants=tuple(Grant(each["resource"], tuple(each["permissions"]), Level(each["level"])) for each in grants),
-        api_groups=tuple(api_groups),
-        ip_rules=tuple(ip_rules),
-        limits=limits_of(limits),
-        metadata=metadata,
+        grants=shared(
+            tuple(Grant(each["resource"], tuple(each["permissions"]), Level(each["level"])) for each in grants)
+        ),
+        api_groups=shared(tuple(api_groups)),
+        ip_rules=shared(tuple(ip_rules)),
+        limits=shared(limits_of(limits)),
+        metadata=shared_mapping(metadata),
         version=version,
     )
 
