@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from formgate_server.core.errors import UnavailableError
-from formgate_server.core.limits import Counter, Standing, spend
+from formgate_server.core.limits import Counter, Standing, outlives_its_store, spend
 from formgate_server.core.ports import (
     Charge,
     Charged,
@@ -35,7 +35,7 @@ from formgate_server.storage.redis.plan import (
     account_key,
     admission_of,
     counter_key,
-    refund_words,
+    counter_words,
 )
 
 _REMEMBERED = 60_000
@@ -300,13 +300,14 @@ class RedisLimiter:
             return
         admission = admission_of(value.decode())
         keys = [once, *(counter_key(of_account, counter) for counter, _ in admission.charged)]
+        now = self._time.now()
         words: Words = [self._compared, value, admission.time, admission.cost]
         for counter, charged_at in admission.charged:
-            words += [*refund_words(counter), charged_at]
+            words += [*counter_words(counter, now), charged_at]
         refunded = await self._client.run(REFUND, account_id, keys, words, repeatable=False)
         if refunded:
             for key, (counter, _) in zip(keys[1:], admission.charged, strict=True):
-                if refund_words(counter)[0] != "1":
+                if outlives_its_store(counter.limit):
                     # A mark that stays above what was given back would cost it after all.
                     self._marks.want(account_id, key, counter, lower=True)
 
