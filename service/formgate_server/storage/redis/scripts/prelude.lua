@@ -35,9 +35,13 @@ if ARGV[1] == '1' then
   id = string.match(call('INFO', 'replication'), 'master_replid:(%x%x%x%x%x%x%x%x%x%x%x%x%x%x%x%x)')
 end
 
-local SLOTS = {}
-for slot = 0, 59 do
-  SLOTS[slot + 1] = slot
+-- All of this is run anew in each call: nothing is made here that most calls do not need.
+local function all_slots()
+  local slots = {}
+  for slot = 0, 59 do
+    slots[slot + 1] = slot
+  end
+  return unpack(slots)
 end
 
 -- Whether the number a, in decimal digits, is above b.
@@ -105,7 +109,7 @@ local function incarnation_of(counter, random)
 end
 
 local function ring_of(counter)
-  local ring = call('HMGET', counter.key, unpack(SLOTS))
+  local ring = call('HMGET', counter.key, all_slots())
   for slot = 1, 60 do
     ring[slot] = tonumber(ring[slot] or 0)
   end
@@ -241,7 +245,7 @@ local function put(counter, units)
   if counter.window then
     counter.newest = min(MOST, counter.newest + units)
     if counter.ring then
-      call('HDEL', counter.key, unpack(SLOTS))
+      call('HDEL', counter.key, all_slots())
       local slots = {}
       for slot = 0, 59 do
         local there = counter.ring[slot + 1] or 0
