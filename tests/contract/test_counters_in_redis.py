@@ -427,6 +427,99 @@ async def test_where_replication_ids_are_hidden_none_are_compared(world: World) 
     assert await used(limiter, *limits) == [5]
 
 
+class EpochHistory:
+    """Publications, reads and seeds of one account, each as late as it likes."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.limiter = world.process()
+        self.database = 0
+        self.published = 0
+        self.reads: list[tuple[int, int]] = []
+        """Epochs as they were read, each under an incarnation told before that."""
+
+    async def change(self, _: int) -> None:
+        """Commit and publish."""
+        self.database += 1
+        await self.publish(self.database)
+
+    async def change_without_publishing(self, _: int) -> None:
+        """Commit, and be killed."""
+        self.database += 1
+
+    async def publish(self, epoch: int) -> None:
+        """Publish what was committed a while ago."""
+        await self.limiter.publish("acme", min(epoch, self.database))
+        self.published = max(self.published, min(epoch, self.database))
+
+    async def seed(self, number: int) -> None:
+        """Seed what was read a while ago."""
+        if self.reads:
+            epoch, incarnation = self.reads[number % len(self.reads)]
+            await self.limiter.seed("acme", epoch, incarnation)
+
+    async def check(self, epoch: int) -> None:
+        """Check by a key of some age; where the epoch is missing, read it."""
+        epoch = min(epoch, self.database)
+        outcome = await self.limiter.charge(Charge("acme", epoch, "k1"))
+        if isinstance(outcome, EpochMissing):
+            self.reads.append((self.database, outcome.incarnation))
+        else:
+            assert isinstance(outcome, EpochMoved) or epoch >= self.published
+
+    async def flush(self, _: int) -> None:
+        """Empty Redis."""
+        self.world.server.do("FLUSHALL")
+
+    async def fail_over(self, _: int) -> None:
+        """Replace Redis."""
+        take_over(self.world.server)
+
+
+epoch_moves = st.lists(
+    st.tuples(
+        st.sampled_from(
+            (
+                "change",
+                "change_without_publishing",
+                "publish",
+                "check",
+                "check",
+                "check",
+                "seed",
+                "seed",
+                "flush",
+                "fail_over",
+            )
+        ),
+        st.integers(0, 9),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(epoch_moves)
+def test_no_check_is_decided_by_an_epoch_from_before_one_that_was_published(
+    server: RedisServer, course: list[tuple[str, int]]
+) -> None:
+    """Whatever comes in whatever order, Redis emptied or replaced in between.
+
+    That is the protocol of docs/adr/0001 as the scripts have it; its model explores the rest.
+    """
+
+    async def run() -> None:
+        server.do("FLUSHALL")
+        try:
+            history = EpochHistory(World(server))
+            for move, number in course:
+                await getattr(history, move)(number)
+        finally:
+            await redis_counters.end()
+
+    asyncio.run(run())
+
+
 async def test_a_load_from_before_a_second_flush_seeds_nothing(world: World) -> None:
     """A slow read of a mark may not undo what was charged, marked and lost since."""
     slow, quick = world.process(), world.process()
