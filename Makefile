@@ -14,7 +14,7 @@ STUBS := .venv-stubs/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test soak lint bench stubs lock format release-image clean
+.PHONY: help setup run test soak lint bench model stubs lock format release-image clean
 
 help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ lint: $(DEV) $(STUBS) ## Check style, types, layers, the contract and the stubs
 
 bench: $(DEV) ## Measure the speed of a check
 	$(BIN)/python -m bench $(ARGS)
+
+model: $(DEV) ## Explore the protocol of revocation in every interleaving (needs gcc; a quarter of an hour, 2 GB)
+	$(BIN)/python -m scripts.model $(ARGS)
 
 stubs: $(STUBS) ## Generate the Python stubs from the protos
 	scripts/stubs

@@ -1,27 +1,42 @@
-"""Runs the server: settings, build, serve, drain."""
+"""Runs the server: settings, build, serve, drain; or workers that do so, and their supervisor."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 import uvloop
+from pydantic import SecretStr
 
-from formgate_server import log
-from formgate_server.bootstrap import StartError, build, upgrade_database
+from formgate_server import log, metrics
+from formgate_server.bootstrap import Addresses, StartError, build, prune, upgrade_database
+from formgate_server.core.prune import OnProgress
 from formgate_server.settings import Settings
+from formgate_server.wire.http import HttpServer
+from formgate_server.workers.port import reserved
+from formgate_server.workers.supervisor import Supervisor, WorkerRefusedError
 
 _log = structlog.get_logger("formgate.server")
+# -P: a file in the working directory is no module of ours.
+_WORKER = (sys.executable, "-P", "-m", "formgate_server.workers")
 
 
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT, and return the exit code: 0 when drained, 1 where it could not start."""
     log.set_up(settings.log_level, settings.log_format)
     try:
-        uvloop.run(_serve(settings))
-    except StartError as error:
+        if settings.workers == 1:
+            uvloop.run(_serve(settings))
+        else:
+            _check_topology(settings)
+            asyncio.run(_supervise(settings))
+    except (StartError, WorkerRefusedError) as error:
         print(f"formgate: {error}", file=sys.stderr)  # noqa: T201 - for whoever typed the command
         return 1
     return 0
@@ -32,14 +47,82 @@ def migrate(settings: Settings) -> None:
     uvloop.run(upgrade_database(settings))
 
 
+def prune_usage(settings: Settings, batch: int, on_progress: OnProgress | None) -> dict[str, int]:
+    """Delete old usage, or only count it where ``on_progress`` is None. Raises StartError where that can not be."""
+    return uvloop.run(prune(settings, batch, on_progress))
+
+
 async def _serve(settings: Settings) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
-    async with build(settings) as addresses:
-        print(  # noqa: T201 - the one line that tells programs and people that they may go on
-            f"formgate is ready: grpc {addresses.grpc}, http {addresses.http}, data {settings.data}", flush=True
-        )
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def asked() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    _on_signals(asked)
+    async with build(settings, hurry=hurry) as addresses:
+        _tell_ready(settings, addresses)
         await stop.wait()
         _log.info("draining")
+
+
+async def _supervise(settings: Settings) -> None:
+    """Serve with several processes. Raises StartError or WorkerRefusedError."""
+    try:
+        with (
+            reserved(settings.listen) as address,
+            tempfile.TemporaryDirectory(prefix="formgate-metrics-", ignore_cleanup_errors=True) as folder,
+        ):
+            await _supervise_at(settings.model_copy(update={"listen": address}), Path(folder))
+    except OSError as error:
+        raise StartError(str(error)) from error
+
+
+async def _supervise_at(settings: Settings, folder: Path) -> None:
+    hello = json.dumps({"settings": _revealed(settings), "metrics": str(folder)}, default=str).encode()
+    supervisor = Supervisor(_WORKER, hello, settings.workers, settings.drain_seconds)
+    _on_signals(supervisor.drain)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervisor.renew)
+    host, _, port = settings.http.rpartition(":")
+    registry = metrics.of_workers(folder, supervisor.facts, lambda: supervisor.started)
+    http = HttpServer(host.strip("[]"), int(port), live=supervisor.live, ready=supervisor.ready, registry=registry)
+    try:
+        addresses = Addresses(settings.listen, f"{host}:{http.port}")
+        await supervisor.run(lambda: _tell_ready(settings, addresses))
+    finally:
+        http.close()
+
+
+def _check_topology(settings: Settings) -> None:
+    """Refuse what would count apart. Raises StartError."""
+    missing = [
+        name
+        for name, given in (
+            ("FORMGATE_DATABASE_URL", settings.database_url),
+            ("FORMGATE_REDIS_URL", settings.redis_url),
+        )
+        if given is None
+    ]
+    if missing:
+        message = (
+            "several workers need PostgreSQL and Redis: without, they would each count for themselves and so multiply"
+            f" the limits in silence: give {' and '.join(missing)}, or have one worker"
+        )
+        raise StartError(message)
+
+
+def _revealed(settings: Settings) -> dict[str, object]:
+    """Return the settings as they are, secrets included, for a worker's eyes only."""
+    return {name: value.get_secret_value() if isinstance(value, SecretStr) else value for name, value in settings}
+
+
+def _on_signals(asked: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, asked)
+
+
+def _tell_ready(settings: Settings, addresses: Addresses) -> None:
+    where = f"data {settings.data}" if settings.database_url is None else f"on PostgreSQL, workers {settings.workers}"
+    print(  # noqa: T201 - the one line that tells programs and people that they may go on
+        f"formgate is ready: grpc {addresses.grpc}, http {addresses.http}, {where}", flush=True
+    )

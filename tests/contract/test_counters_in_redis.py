@@ -204,7 +204,7 @@ class History:
                 self.states[of.id] = give_back(up_to_now(of, self.states[of.id], now), cost, charged_at)
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(courses)
 def test_any_history_by_any_clock_is_as_the_pure_code_says(server: RedisServer, course: list[Move]) -> None:
     """Whatever is charged when, also where the clock goes back: verdict, remainder, retry time, each to the unit.
@@ -498,7 +498,7 @@ epoch_moves = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(epoch_moves)
 def test_no_check_is_decided_by_an_epoch_from_before_one_that_was_published(
     server: RedisServer, course: list[tuple[str, int]]
@@ -535,11 +535,11 @@ async def test_a_load_from_before_a_second_flush_seeds_nothing(world: World) -> 
     await decided(quick, limits, 400)
     await redis_counters.answered()
     world.server.do("FLUSHALL")
-    assert not isinstance(await quick.charge(Charge("acme", 1, "k1")), Charged)  # the flush is over
+    before = await used(quick, *limits)
     gate.set()
     await looking
-    assert (await used(slow, *limits))[0] >= 405
-    assert (await used(quick, *limits))[0] >= 405
+    assert await used(slow, *limits) == await used(quick, *limits) == before
+    assert before[0] >= 405
 
 
 async def test_scripts_that_redis_forgot_are_sent_again(world: World) -> None:

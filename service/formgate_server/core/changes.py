@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
+from formgate_server.core.errors import UnavailableError
 from formgate_server.core.finishing import Finishing
 from formgate_server.core.ports import Clock, Limiter, Registry, Transaction
 
@@ -34,10 +35,12 @@ class Changes:
     Were it cut off between commit and publication, checks would decide by the old state until somebody published.
     """
 
-    def __init__(self, registry: Registry, limiter: Limiter, clock: Clock) -> None:
+    def __init__(self, registry: Registry, limiter: Limiter, clock: Clock, *, max_staleness: int = 0) -> None:
+        """Publish to ``limiter``; where it is away, all know of a change ``max_staleness`` microseconds later."""
         self.registry = registry
         self.clock = clock
         self._limiter = limiter
+        self._max_staleness = max_staleness
         self._finishing = Finishing()
 
     async def apply(self, change: Callable[[Transaction], Awaitable[Changed[T]]]) -> Effective[T]:
@@ -51,9 +54,14 @@ class Changes:
     async def _apply(self, change: Callable[[Transaction], Awaitable[Changed[T]]]) -> Effective[T]:
         async with self.registry.transaction() as transaction:
             changed = await change(transaction)
+        effective_time = self.clock.now()
         if changed.epoch is not None:
-            await self._limiter.publish(changed.account_id, changed.epoch)
-        return Effective(changed.result, self.clock.now())
+            try:
+                await self._limiter.publish(changed.account_id, changed.epoch)
+            except UnavailableError:  # committed all the same: whoever follows the changes publishes it
+                return Effective(changed.result, self.clock.now() + self._max_staleness)
+            effective_time = self.clock.now()
+        return Effective(changed.result, effective_time)
 
     async def finish(self) -> None:
         """Wait for the changes under way."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 
 from formgate.rules.addresses import AddressRules
-from formgate.rules.grants import EVERYTHING, Grant, Grants
+from formgate.rules.grants import EVERYTHING, Catalogue, Grant, Grants
 from formgate.rules.reason import Reason
 from formgate.rules.standing import Standing
 from formgate_server.core.limits import Counter
@@ -23,6 +24,7 @@ from formgate_server.core.model import (
     Rolling,
 )
 from formgate_server.core.policy import Plan, Policy
+from formgate_server.core.sharing import shared
 from formgate_server.core.verdict import KeyRecord
 
 _STATES = {KeyState.ENABLED: Reason.OK, KeyState.DISABLED: Reason.KEY_DISABLED, KeyState.REVOKED: Reason.KEY_REVOKED}
@@ -42,12 +44,18 @@ def compile_key(
         expire_time=key.expire_time,
         environment=key.environment,
         addresses=AddressRules(key.ip_rules) if key.ip_rules else None,
-        api_groups=frozenset(key.api_groups) if key.api_groups else _NONE,
-        grants=Grants(key.grants or _ungranted(policy, creator), policy.catalogue),
-        ceiling=Grants(_rights(creator), policy.catalogue) if policy.keys.capped else None,
+        api_groups=shared(frozenset(key.api_groups)) if key.api_groups else _NONE,
+        grants=_compiled(key.grants or _ungranted(policy, creator), policy.catalogue),
+        ceiling=_compiled(_rights(creator), policy.catalogue) if policy.keys.capped else None,
     )
     counted = counters(account, policy.plans[account.plan], key)
-    return KeyRecord(key, policy, standing, counted, account.epoch, secret_end)
+    return KeyRecord(key, policy, shared(standing), counted, account.epoch, secret_end)
+
+
+@lru_cache(maxsize=2_000)
+def _compiled(grants: tuple[Grant, ...], catalogue: Catalogue) -> Grants:
+    """Compile grants, the same ones only once."""
+    return Grants(grants, catalogue)
 
 
 def _ungranted(policy: Policy, creator: Member | None) -> tuple[Grant, ...]:
@@ -64,10 +72,15 @@ def _rights(member: Member | None) -> tuple[Grant, ...]:
 def counters(account: Account, plan: Plan, key: Key | None) -> tuple[Counter, ...]:
     """Return the counters that ``key`` is charged by; without one, those that the account holds.
 
-    An account's limit replaces its plan's of the same name and holder, a key's its account's.
+    An account's limit replaces its plan's of the same name and holder, a key's its account's. What becomes of it while
+    the counters' store is away is the policy's to say.
     """
-    limits = (*plan.limits, *account.limits, *(() if key is None else key.limits))
-    effective = {(limit.holder, limit.name): limit for limit in limits}
+    effective = {(limit.holder, limit.name): limit for limit in plan.limits}
+    for limit in (*account.limits, *(() if key is None else key.limits)):
+        replaced = effective.get((limit.holder, limit.name))
+        if replaced is not None and replaced.when_degraded is not limit.when_degraded:
+            limit = replace(limit, when_degraded=replaced.when_degraded)  # noqa: PLW2901 - the same one, completed
+        effective[limit.holder, limit.name] = limit
     zone = account.time_zone or plan.time_zone
     return tuple(_counters(account.account_id, "" if key is None else key.key_id, effective.values(), zone))
 
@@ -78,13 +91,7 @@ def _counters(account_id: str, key_id: str, limits: Iterable[Limit], zone: str) 
         if of_key and not key_id:
             continue
         owner = f"{account_id}/{key_id}" if of_key else account_id
-        yield Counter(f"{owner}/{limit.name}/{_shape(limit)}", _shared(limit), zone)
-
-
-@lru_cache(maxsize=10_000)
-def _shared(limit: Limit) -> Limit:
-    """Return one and the same limit for all that are equal: most keys have the same few."""
-    return limit
+        yield Counter(f"{owner}/{limit.name}/{_shape(limit)}", shared(limit), zone)
 
 
 def _shape(limit: Limit) -> str:

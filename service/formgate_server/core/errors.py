@@ -74,8 +74,12 @@ class UnavailableError(FormgateError):
     reason = "STORE_UNAVAILABLE"
 
 
-class LostAnswerError(UnavailableError):
-    """A store was asked, and its answer never came: what it was asked for may have been done, or not."""
+class CountersUnavailableError(UnavailableError):
+    """The counters' store is down; nothing was done there."""
+
+
+class LostAnswerError(CountersUnavailableError):
+    """The counters' store was asked, and its answer never came: what it was asked for may have been done, or not."""
 
 
 class UnimplementedError(FormgateError):

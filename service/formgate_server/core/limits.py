@@ -167,7 +167,7 @@ def give_back(state: State, units: int, charged_at: int) -> State:
 
 
 def restored(counter: Counter, state: State, ahead: int, now: int) -> State:
-    """Return a counter as its mark has it: all the ``ahead`` that may have been charged since counts as charged."""
+    """Return a counter by its mark: as it stood, and all that may have been charged since counts as charged."""
     if isinstance(state, Span):
         return up_to_now(counter, add(state, ahead), now)
     return add(up_to_now(counter, state, now), ahead)  # when in the window it was charged is not known: now
@@ -217,7 +217,8 @@ def spend(counters: Sequence[Counter], states: Sequence[State | None], cost: int
     With cost 0 nothing is charged, and a limit with nothing left denies.
     """
     wanted = cost or 1
-    current = []
+    current: list[State] = []
+    charged: list[State] = []
     full = []
     for counter, earlier in zip(counters, states, strict=True):
         state = up_to_now(counter, earlier, now)
@@ -225,13 +226,11 @@ def spend(counters: Sequence[Counter], states: Sequence[State | None], cost: int
         amount = counter.limit.amount
         if amount is not None and state.used + wanted > amount:
             full.append((counter, state))
-    if full:
-        first = min((counter.limit for counter, _ in full), key=reason_of)
-        times = [fits_at(counter, state, wanted) for counter, state in full]
-        retry = None if None in times else max(time for time in times if time is not None)
-        return Spent(first, retry, current)
-    if cost:
-        for index, counter in enumerate(counters):
-            if counter.limit.amount is not None:
-                current[index] = add(current[index], cost)
-    return Spent(None, None, current)
+        else:
+            charged.append(add(state, cost) if cost and amount is not None else state)
+    if not full:
+        return Spent(None, None, charged)
+    first = min((counter.limit for counter, _ in full), key=reason_of)
+    times = [fits_at(counter, state, wanted) for counter, state in full]
+    retry = None if None in times else max(time for time in times if time is not None)
+    return Spent(first, retry, current)

@@ -81,6 +81,17 @@ class Lifetime:
     """For ever."""
 
 
+class WhenDegraded(IntEnum):
+    """What becomes of a limit while the counters' store is away."""
+
+    SHARE = 0
+    """Each process lets through its share of what was left."""
+    ALLOW = 1
+    """Nothing is denied by it."""
+    DENY = 2
+    """Everything is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
     """At most ``amount`` units (None: unlimited) per ``per``, counted for each key or for the account."""
@@ -89,6 +100,7 @@ class Limit:
     holder: Holder
     amount: int | None
     per: Rolling | Calendar | Lifetime
+    when_degraded: WhenDegraded = WhenDegraded.SHARE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -16,7 +16,17 @@ from formgate.rules.grants import EVERYTHING, Catalogue, Grant, Level
 from formgate.rules.reason import Reason
 from formgate_server.core import calendar
 from formgate_server.core.fields import LONGEST_WINDOW
-from formgate_server.core.model import Calendar, Environment, Holder, Lifetime, Limit, Period, Role, Rolling
+from formgate_server.core.model import (
+    Calendar,
+    Environment,
+    Holder,
+    Lifetime,
+    Limit,
+    Period,
+    Role,
+    Rolling,
+    WhenDegraded,
+)
 from formgate_server.core.policy import AddressKinds, DenialTemplate, KeyRules, Plan, Policies, Policy
 from formgate_server.policies import wording
 
@@ -59,6 +69,7 @@ class _Limit(_File):
     calendar: Literal["DAY", "MONTH"] | None = None
     lifetime: Literal[True] | None = None
     most: Amount | None = None
+    when_degraded: Literal["SHARE", "ALLOW", "DENY"] = "SHARE"
 
     @field_validator("window")
     @classmethod
@@ -84,7 +95,7 @@ class _Limit(_File):
             per = Rolling(_microseconds(self.window))
         elif self.calendar is not None:
             per = Calendar(Period[self.calendar])
-        return Limit(self.name, Holder[self.holder], self.amount, per)
+        return Limit(self.name, Holder[self.holder], self.amount, per, WhenDegraded[self.when_degraded])
 
 
 def _microseconds(window: str) -> int:
@@ -210,6 +221,13 @@ class _Policy(_File):
                 raise ValueError(message)
         return by_reason
 
+    def needed_levels(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield the levels that a key must be able to have, each with the field that names it."""
+        for method, level in self.methods.items():
+            yield ("methods", method), level
+        if self.keys.ungranted not in {"NOTHING", "CREATOR"}:
+            yield ("keys", "ungranted"), self.keys.ungranted
+
     def policy(self) -> Policy:
         """Return the policy as a value."""
         levels = {name: Level[level] for name, level in self.permissions.items() if level != "NONE"}
@@ -271,7 +289,7 @@ def _source(path: Path) -> _Source:
 
 def _parse(source: _Source) -> Policy:
     try:
-        return _Policy.model_validate_json(json.dumps(tomllib.loads(source.text), default=_no_date)).policy()
+        file = _Policy.model_validate_json(json.dumps(tomllib.loads(source.text), default=_no_date))
     except tomllib.TOMLDecodeError as error:
         at = _AT_LINE.search(str(error))
         line = int(at[1]) if at else source.text.count("\n") + 1  # it says "at end of document" then
@@ -281,6 +299,12 @@ def _parse(source: _Source) -> Policy:
         raise source.error_at(first["loc"], first["msg"].removeprefix("Value error, ")) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, arrays thousands deep
         raise source.error(1, "the file: holds a number too long, or is nested too deep, to be read") from error
+    for field, level in file.needed_levels():
+        if level not in file.levels:
+            raise source.error_at(
+                field, f"{level} is none of the levels that the policy offers; give it a name in levels"
+            )
+    return file.policy()
 
 
 def _no_date(when: object) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeAlias, cast
 
@@ -26,16 +27,32 @@ _BROKEN = to_status(InvalidArgumentError("request", "is broken, or a string is n
 _EVERYBODY = frozenset(ServiceRole)
 _OPTIONS = (
     ("grpc.max_receive_message_length", 8 * 1024 * 1024),
-    ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share it in silence
     ("grpc.max_concurrent_streams", 10_000),
+    # What a client has under way when its connection is old may still take so long; health's Watch ends with it.
+    ("grpc.max_connection_age_grace_ms", 60_000),
+    # A client is found dead, though its machine is gone, within so long.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Clients may ping every 10 seconds, with or without calls; one less, for those that arrive a little early.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 9_000),
 )
 
 
 class GrpcServer:
     """A grpc.aio server of the contract."""
 
-    def __init__(self, dispatch: Dispatch, methods: Iterable[Method]) -> None:
-        self._server = grpc.aio.server(options=_OPTIONS)
+    def __init__(
+        self, dispatch: Dispatch, methods: Iterable[Method], *, max_connection_age: float, shared: bool = False
+    ) -> None:
+        """Connections are to live about ``max_connection_age`` seconds; the port is ``shared`` with other processes."""
+        options = (
+            *_OPTIONS,
+            ("grpc.max_connection_age_ms", round(max_connection_age * 1_000)),
+            # Shared by workers only, whose supervisor sees to it: a second server must fail, not share it in silence.
+            ("grpc.so_reuseport", int(shared)),
+        )
+        self._server = grpc.aio.server(options=options)
         self._server.add_generic_rpc_handlers((_Handlers(dispatch, methods),))
         self._health = health.aio.HealthServicer()
         names = [*(service.full_name for service in SERVICES), health.SERVICE_NAME, reflection.SERVICE_NAME]
@@ -54,10 +71,16 @@ class GrpcServer:
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         return port
 
-    async def drain(self, grace: float) -> None:
-        """Take no new calls, and end those under way within ``grace`` seconds."""
+    async def drain(self, grace: float, hurry: asyncio.Event) -> None:
+        """Take no new calls, and end those under way within ``grace`` seconds, or at once when ``hurry`` is set."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        await self._server.stop(grace)
+        stopping = asyncio.create_task(self._server.stop(grace))
+        hurried = asyncio.create_task(hurry.wait())
+        await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        if not stopping.done():
+            await self._server.stop(None)
+        await stopping
 
     async def _set_health(self, status: int) -> None:
         for name in self._names:

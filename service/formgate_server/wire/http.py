@@ -8,6 +8,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import structlog
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from formgate_server import metrics
@@ -19,10 +20,20 @@ _TEXT = "text/plain; charset=utf-8"
 class HttpServer:
     """Answers GET and HEAD of the three paths. It answers though the event loop may not: that is what livez asks."""
 
-    def __init__(self, host: str, port: int, *, live: Callable[[], bool], ready: Callable[[], bool]) -> None:
-        """Listen on ``port`` (0: any free one). Raises OSError where it is taken."""
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        live: Callable[[], bool],
+        ready: Callable[[], bool],
+        registry: CollectorRegistry = metrics.registry,
+    ) -> None:
+        """Listen on ``port`` (0: any free one), and show ``registry``. Raises OSError where the port is taken."""
+        shown = registry
 
         class Handler(_Handler):
+            registry = shown
             probes = {"/livez": live, "/readyz": ready}  # noqa: RUF012 - never changed
 
         class Server(_Server):
@@ -50,6 +61,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    registry: CollectorRegistry
     probes: dict[str, Callable[[], bool]]
     timeout = 5  # a client that says nothing holds no thread for longer
     protocol_version = "HTTP/1.1"
@@ -60,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         if path == "/metrics":
             encode, content_type = choose_encoder(self.headers.get("accept", ""))
-            self._answer(200, content_type, encode(metrics.registry))
+            self._answer(200, content_type, encode(self.registry))
         elif path in self.probes:
             good = self.probes[path]()
             self._answer(200 if good else 503, _TEXT, b"ok\n" if good else b"no\n")

@@ -69,10 +69,8 @@ class Client:
         """As RedisClient says."""
         for line in self._lines():
             line.close()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while self._tasks:  # they find that it is closed
+            await asyncio.wait(self._tasks)
 
     # What a kind says.
 
@@ -88,8 +86,8 @@ class Client:
         """Return the same, found first if it must be; raises StoreUnavailable."""
         raise NotImplementedError
 
-    def _redirected(self, _error: str, _connection: Connection) -> Line | None:
-        """Return the line to the node that MOVED or ASK, come over this connection, names; None: there is no such."""
+    def _redirected(self, _slot: str | None, _error: str, _connection: Connection) -> Line | None:
+        """Return the line to the node that MOVED or ASK, come over this connection, names; None: there is none."""
         raise NotImplementedError
 
     # The life of a request.
@@ -119,16 +117,18 @@ class Client:
         if refusal is Refusal.REFUSED:
             request.fail(StoreUnavailable(_short(error)))
             return
-        request.expire_at_deadline(self._loop)
+        if refusal is Refusal.NOT_HERE:
+            connection.retire(_short(error))
+        if request.future.done():
+            return
         if refusal is Refusal.UNKNOWN_SCRIPT and connection.is_open:
+            request.expire_at_deadline(self._loop)
             request.sent = self._loop.time()
             request.send_in_full(connection)
             return
-        if refusal is Refusal.NOT_HERE:
-            connection.retire(_short(error))
         line = None
         if refusal in (Refusal.MOVED, Refusal.ASK):
-            line = self._redirected(error, connection)
+            line = self._redirected(request.slot, error, connection)
             if line is None:
                 request.fail(StoreUnavailable(_short(error)))
                 return
@@ -160,9 +160,6 @@ class Client:
                 request.fail(error)
             else:  # it was sent on to a node that is not there (any more)
                 self._send_later(request, pause=True)
-        except asyncio.CancelledError:
-            request.fail(StoreUnavailable("closed"))
-            raise
         else:
             if not connection.takes:
                 request.fail(StoreUnavailable(_TOO_MANY))

@@ -38,6 +38,10 @@ class Node:
         """Whether requests reach it."""
         return all(line.up for line in self.lines)
 
+    def line(self, slot: str | None) -> Line:
+        """Return the line for a hash tag, always the same, so that what concerns an account is run in order."""
+        return self.lines[0] if len(self.lines) == 1 else self.lines[hash(slot) % len(self.lines)]
+
 
 class RedisCluster(Client):
     """The primaries of a cluster. A request goes to the one that has its hash tag's slot."""
@@ -66,10 +70,7 @@ class RedisCluster(Client):
 
     def _line(self, slot: str | None) -> Line | None:
         node = self._slots[0 if slot is None else crc_hqx(slot.encode(), 0) % _SLOTS]
-        if node is None:
-            return None
-        lines = node.lines
-        return lines[0] if len(lines) == 1 else lines[hash(slot) % len(lines)]
+        return None if node is None else node.line(slot)
 
     async def _found_line(self, slot: str | None) -> Line:
         await self._first_map.wait()
@@ -79,16 +80,16 @@ class RedisCluster(Client):
             raise StoreUnavailable(self._why)
         return line
 
-    def _redirected(self, _error: str, _connection: Connection) -> Line | None:
-        kind, number, where = _error.split(" ")[:3]  # MOVED 3999 127.0.0.1:6381
+    def _redirected(self, slot: str | None, error: str, connection: Connection) -> Line | None:
+        kind, number, where = error.split(" ")[:3]  # MOVED 3999 127.0.0.1:6381
         host, _, port = where.rpartition(":")
         # An empty host: the one that it was asked at.
-        address = Address(host or _connection.address.host, int(port))
+        address = Address(host or connection.address.host, int(port))
         node = self._node(address)
         if kind == "MOVED":
             self._slots[int(number)] = node
             self._stale.set()
-        return node.lines[int(number) % len(node.lines)]
+        return node.line(slot)
 
     # The map.
 
@@ -102,6 +103,8 @@ class RedisCluster(Client):
                 self._adopt(await find_primaries(self._known(), self._options))
             except NotReadyError as error:
                 self._why = str(error)
+            except Exception as error:  # noqa: BLE001 - whatever a server says that none should, it is asked again
+                self._why = f"a node told what is no map of slots ({type(error).__name__})"
             # Whether told or not, the first attempt is over, and nobody waits for another.
             self._first_map.set()
             self._judge()
@@ -177,9 +180,9 @@ async def find_primaries(nodes: Iterable[Address], options: Options) -> list[Ran
     for address in nodes:
         try:
             async with asyncio.timeout(options.timeout):
-                reply = await ask_once(address, options, options.target.login, "CLUSTER", "SLOTS")
-            if reply:
-                return [_range(fields, address) for fields in reply]
+                (slots,) = await ask_once(address, options, options.target.login, ("CLUSTER", "SLOTS"))
+            if slots:
+                return [_range(fields, address) for fields in slots]
             reasons.add(f"{address} has no slots")
         except (OSError, NotReadyError) as error:
             reasons.add(str(error) or f"{address} does not answer")

@@ -15,7 +15,7 @@ import hiredis
 from formgate_server.storage.redis.url import Address
 
 _NOT_YET: Final = object()
-_GRACE = 0.01
+GRACE = 0.01
 """Seconds that an overdue answer may still take: it may lie in the socket while our own loop was busy elsewhere."""
 
 
@@ -36,8 +36,8 @@ class Entry(Protocol):
         """Take the reply; an error reply is a ``hiredis.ReplyError``."""
         ...
 
-    def lost(self, detail: str) -> None:
-        """It was sent and its answer will not come: it may have been run."""
+    def lost(self, detail: str, *, again: bool = True) -> None:
+        """It was sent and its answer will not come: it may have been run. ``again``: it is of use to send it again."""
         ...
 
     def unsent(self, detail: str) -> None:
@@ -59,7 +59,7 @@ class Question:
         if not self.reply.done():
             self.reply.set_result(reply)
 
-    def lost(self, detail: str) -> None:
+    def lost(self, detail: str, *, again: bool = True) -> None:  # noqa: ARG002 - it is not sent again
         """Have no reply."""
         if not self.reply.done():
             self.reply.set_exception(ConnectionError(detail))
@@ -189,7 +189,7 @@ class Connection(asyncio.Protocol):
             oldest = self._in_flight[0]
             due = oldest.sent + self._timeout
             if due <= now:
-                self._watch = self._loop.call_later(_GRACE, self._look_again, oldest)
+                self._watch = self._loop.call_later(GRACE, self._look_again, oldest)
                 return
         elif self._queue:
             due = now
@@ -198,7 +198,7 @@ class Connection(asyncio.Protocol):
         while self._replicating and self._queue and self._queue[0].sent + self._timeout <= now:
             del self._chunks[0]
             self._queue.pop(0).unsent("others waited for replicas before it")
-        self._watch = self._loop.call_later(max(due - now, _GRACE), self._look)
+        self._watch = self._loop.call_later(max(due - now, GRACE), self._look)
 
     def _look_again(self, oldest: Entry) -> None:
         self._watch = None
@@ -261,12 +261,12 @@ class _Replication:
             for each in self._held:
                 each.release()
         else:
-            self.lost("not replicated")
+            self.lost("not replicated", again=False)
         self._done()
 
-    def lost(self, detail: str) -> None:
+    def lost(self, detail: str, *, again: bool = True) -> None:
         for each in self._held:
-            each.lost(detail)
+            each.lost(detail, again=again)
 
     unsent = lost
 
@@ -293,9 +293,9 @@ class _Held:
             self._entry.answered(self._reply)
             self._entry = None
 
-    def lost(self, detail: str) -> None:
+    def lost(self, detail: str, *, again: bool = True) -> None:
         if self._entry is not None:
-            self._entry.lost(detail)
+            self._entry.lost(detail, again=again)
             self._entry = None
 
     unsent = lost

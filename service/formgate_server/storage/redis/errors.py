@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from formgate_server.core.errors import LostAnswerError, UnavailableError
+from formgate_server.core.errors import CountersUnavailableError, LostAnswerError
 
 
-class StoreUnavailable(UnavailableError):  # noqa: N818 - it says what is so; `UnavailableError` says that it is one
+class StoreUnavailable(CountersUnavailableError):  # noqa: N818 - it says what is so; the base says that it is an error
     """Not sent, or refused: nothing happened.
 
     ``detail`` is for the log and names addresses; what a caller of the service may read is ``message``.
@@ -19,7 +19,7 @@ class StoreUnavailable(UnavailableError):  # noqa: N818 - it says what is so; `U
         return self.detail
 
 
-class LostAnswer(StoreUnavailable, LostAnswerError):  # noqa: N818 - likewise
+class LostAnswer(StoreUnavailable, LostAnswerError):  # noqa: N818 - as above
     """It was sent and its answer never came: it may have been run."""
 
 

@@ -95,6 +95,9 @@ class Line:
             except _DOWN as error:
                 self._failures += 1
                 self._went_down(str(error) or f"{self._address or 'the primary'}: no connection in time")
+            except Exception as error:  # noqa: BLE001 - whatever a server says that none should, it is tried again
+                self._failures += 1
+                self._went_down(f"{self._address or 'the primary'}: {type(error).__name__} when it was met")
             else:
                 await self._used(connection)
             if self._hope is None:

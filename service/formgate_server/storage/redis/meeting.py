@@ -65,15 +65,16 @@ async def _ready_primary(connection: Connection, options: Options) -> None:
         raise NotReadyError(f"{connection.address} says that the cluster is down")
 
 
-async def ask_once(address: Address, options: Options, login: Login, *command: str) -> Any:  # noqa: ANN401 - a reply
-    """Return the reply to one command on a connection of its own. Raises NotReadyError or OSError."""
+async def ask_once(address: Address, options: Options, login: Login, *commands: tuple[str, ...]) -> list[Any]:
+    """Return the replies to commands on a connection of their own. Raises NotReadyError or OSError."""
     connection = await _connected(address, options)
     try:
         await _log_in(connection, login)
-        reply = await connection.ask(*command)
-        if isinstance(reply, hiredis.ReplyError):
-            raise NotReadyError(f"{address} answered {_first_line(reply)}")
-        return reply
+        replies = await asyncio.gather(*(connection.ask(*command) for command in commands))
+        for reply in replies:
+            if isinstance(reply, hiredis.ReplyError):
+                raise NotReadyError(f"{address} answered {_first_line(reply)}")
+        return replies
     finally:
         connection.abort("asked")
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol, cast
 
 import hiredis
 
-from formgate_server.storage.redis.connection import Connection
+from formgate_server.storage.redis.connection import GRACE, Connection
 from formgate_server.storage.redis.errors import LostAnswer, StoreUnavailable
 from formgate_server.storage.redis.script import Script
 
@@ -112,10 +112,10 @@ class Request:
         if not self.future.done():
             self.future.set_result(reply)
 
-    def lost(self, detail: str) -> None:
-        """It may have been run. Try again if that does no harm and there is time."""
+    def lost(self, detail: str, *, again: bool = True) -> None:
+        """It may have been run. Try again if that is of use, does no harm, and there is time."""
         self.may_have_run = True
-        if self.repeatable:
+        if again and self.repeatable:
             self._owner.failed(self)
         else:
             self.fail(LostAnswer(detail))
@@ -129,7 +129,10 @@ class Request:
     def expire_at_deadline(self, loop: asyncio.AbstractEventLoop) -> None:
         """Fail at the deadline: from here on no connection's own timeout is early enough."""
         if self._expiry is None:
-            self._expiry = loop.call_at(self.deadline, self._expire)
+            self._expiry = loop.call_at(self.deadline, self._expire_soon, loop)
+
+    def _expire_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._expiry = loop.call_later(GRACE, self._expire)
 
     def _expire(self) -> None:
         self.fail(
@@ -161,8 +164,9 @@ class _InFull:
         self._connection.loading.discard(self._sha1)
         self._request.answered(reply)
 
-    def lost(self, detail: str) -> None:
-        self._request.lost(detail)
+    def lost(self, detail: str, *, again: bool = True) -> None:
+        self._connection.loading.discard(self._sha1)
+        self._request.lost(detail, again=again)
 
     def unsent(self, detail: str) -> None:
         self._request.unsent(detail)

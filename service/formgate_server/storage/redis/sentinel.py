@@ -15,9 +15,10 @@ _POLL = 1.0
 
 
 class Sighting(NamedTuple):
-    """What a sentinel says: the newest configuration wins."""
+    """What a sentinel says: the newest configuration wins, and of two the one that is just being made."""
 
     config_epoch: int
+    is_switching: bool
     address: Address
 
 
@@ -67,6 +68,8 @@ async def find_primary(options: Options) -> Address:
                 break
             except (OSError, NotReadyError) as error:
                 reasons.add(str(error))
+            except (KeyError, TypeError, ValueError):
+                reasons.add("it does not answer as a sentinel does")
             if len(sightings) > len(addresses) // 2:
                 break
     finally:
@@ -80,7 +83,18 @@ async def find_primary(options: Options) -> Address:
 
 
 async def _ask(address: Address, options: Options) -> Sighting:
-    target = options.target
-    reply = await ask_once(address, options, target.sentinel_login, "SENTINEL", "MASTER", target.service)
-    facts = dict(zip(reply[::2], reply[1::2], strict=False))
-    return Sighting(int(facts[b"config-epoch"]), Address(facts[b"ip"].decode(), int(facts[b"port"])))
+    service = options.target.service
+    # The second says earlier than the first that a replica has been promoted.
+    facts, where = await ask_once(
+        address,
+        options,
+        options.target.sentinel_login,
+        ("SENTINEL", "MASTER", service),
+        ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service),
+    )
+    if not where:
+        raise NotReadyError(f"{address} does not know {service} at present")
+    named = dict(zip(facts[::2], facts[1::2], strict=False))
+    before = (named[b"ip"], named[b"port"])
+    host, port = where
+    return Sighting(int(named[b"config-epoch"]), (host, port) != before, Address(host.decode(), int(port)))

@@ -171,7 +171,7 @@ def _tls(parameters: dict[str, str]) -> ssl.SSLContext:
     context.check_hostname = check == "true"
     if certificate:
         with _reading("ssl_certfile", certificate):
-            context.load_cert_chain(certificate, parameters.get("ssl_keyfile"))
+            context.load_cert_chain(certificate, parameters.get("ssl_keyfile"), password="")  # or it would ask for one
     elif parameters.get("ssl_keyfile"):
         raise ValueError("ssl_keyfile goes with ssl_certfile")
     return context

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ class Connection:
         """Run a statement, for each of ``values`` if there are several, and fetch all its rows."""
         return await self._finished(self._connection.execute(statement, values))
 
+    async def execute_plain(self, sql: str, values: Sequence[Any]) -> Sequence[Sequence[Any]]:
+        """Run SQL as the driver takes it, for each of ``values`` if that is a list, and return its rows, if any."""
+        result = await self._finished(self._connection.exec_driver_sql(sql, values))
+        return result.all() if result.returns_rows else ()
+
     async def run_sync(self, work: Callable[[SyncConnection], _T]) -> _T:
         """Run a function that uses the connection without asyncio."""
         return await self._finished(self._connection.run_sync(work))
@@ -74,13 +79,18 @@ class Connection:
         await self._connection.begin()
 
     async def _finished(self, work: Coroutine[Any, Any, _T]) -> _T:
-        if self._limit is None:
+        with self.watched(self._limit):
             return await finished(work)
-        watch = asyncio.get_running_loop().call_later(self._limit, self._break_off)
+
+    @contextmanager
+    def watched(self, limit: float | None) -> Iterator[None]:
+        """Break off what the block does, the connection with it, where that takes longer than ``limit`` seconds."""
+        watch = None if limit is None else asyncio.get_running_loop().call_later(limit, self._break_off)
         try:
-            return await finished(work)
+            yield
         finally:
-            watch.cancel()
+            if watch is not None:
+                watch.cancel()
 
     def _break_off(self) -> None:
         """Drop the connection, unasked and unanswered: whoever waits for it is told that it is lost."""

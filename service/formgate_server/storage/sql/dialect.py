@@ -24,7 +24,7 @@ def inserting(connection: Connection, table: Table) -> sqlite.Insert:
     return sqlite.insert(table)
 
 
-async def alone(connection: Connection, purpose: str, *, seconds: int | None = None) -> None:
+async def alone(connection: Connection, purpose: str, *, seconds: float | None = None) -> None:
     """Wait until nobody else has said the same; until the transaction ends, whoever does waits for it.
 
     ``seconds``: how long this and every other lock may be waited for, and no end to what statements may take.
@@ -32,7 +32,7 @@ async def alone(connection: Connection, purpose: str, *, seconds: int | None = N
     if connection.dialect_name != "postgresql":
         return  # one writes at a time
     if seconds is not None:
-        await connection.execute(text(f"SET LOCAL lock_timeout = '{seconds}s'"))
+        await connection.execute(text(f"SET LOCAL lock_timeout = {int(seconds * 1_000)}"))
         await connection.execute(text("SET LOCAL statement_timeout = 0"))
     await connection.execute(
         text("SELECT pg_advisory_xact_lock(hashtext(:purpose))"), {"purpose": f"formgate {purpose}"}

@@ -53,9 +53,10 @@ class Database:
             async with AsyncExitStack() as stack:
                 await self._turn(stack, self._writers.turn(urgent=urgent))
                 connection = await stack.enter_async_context(lent(self._parts.writer, self._parts.call_seconds))
-                await connection.begin()
-                yield connection
-                await connection.commit()
+                with connection.watched(self._parts.transaction_seconds):
+                    await connection.begin()
+                    yield connection
+                    await connection.commit()
 
     @asynccontextmanager
     async def migrating(self) -> AsyncIterator[Connection]:
@@ -94,9 +95,11 @@ def open_database(url: str | URL, *, pool: int = postgres.POOL, read_only: bool 
     ``pool``: how many connections to PostgreSQL there are at most. ``read_only``: whoever tries to write fails.
     """
     text = url if isinstance(url, str) else url.render_as_string(hide_password=False)
-    scheme = text.partition(":")[0]
+    scheme, there_is_one, _ = text.partition("://")
+    if not there_is_one:
+        raise UnfitDatabaseError("this is no URL of a database, such as postgresql://user:password@host/name")
     if scheme in SCHEMES:
         return Database(postgres.open_parts(text, pool, read_only=read_only))
     if scheme == "sqlite+aiosqlite":
-        return Database(sqlite.open_parts(make_url(text), read_only=read_only))
+        return Database(sqlite.open_parts(make_url(url), read_only=read_only))
     raise UnfitDatabaseError(f"No such kind of database: {scheme if _SCHEME.fullmatch(scheme) else '?'}")

@@ -33,13 +33,16 @@ def translated() -> Iterator[None]:
             # Without the cause: a driver's own words hold the values.
             raise AlreadyExistsError("There is one with this id already.") from None
         if code == _WRONG_SQL or _is_our_fault(error, code):
+            _forget_values(error.orig)
             raise
         raise unavailable() from error
     except sqlite3.Error as error:
         if _code(error) == _WRONG_SQL:
             raise
         raise unavailable() from error
-    except (PoolTimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except asyncpg.SyntaxOrAccessError:
+        raise
+    except (PoolTimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         raise unavailable() from error
 
 
@@ -47,6 +50,14 @@ def _is_our_fault(error: DBAPIError, code: str | None) -> bool:
     if code == _STALE_PLAN:
         return False
     return isinstance(error, _OUR_FAULT) or (code or "").startswith(_WRONG_VALUE)
+
+
+def _forget_values(error: BaseException | None) -> None:
+    """Take the values out of what PostgreSQL says besides its message: Key (account_id)=(acme) is not present."""
+    while error is not None:
+        if isinstance(error, asyncpg.PostgresError):
+            error.detail = error.where = error.internal_query = None
+        error = error.__cause__
 
 
 def _code(cause: BaseException | None) -> str | None:

@@ -16,6 +16,7 @@ from formgate_server.storage.sql.parts import UnfitDatabaseError
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection
 
+_LOCK_SECONDS = 60.0
 _SCRIPTS = "formgate_server.storage.sql:migrations"
 
 
@@ -44,7 +45,7 @@ async def upgrade(url: str | URL) -> None:
     database = open_database(url)
     try:
         async with database.migrating() as connection:
-            await alone(connection, "migrate", seconds=60)
+            await alone(connection, "migrate", seconds=_LOCK_SECONDS)
             await connection.run_sync(_upgrade)
     finally:
         await database.close()

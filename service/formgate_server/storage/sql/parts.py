@@ -33,9 +33,9 @@ class Lookups(Protocol):
 class Parts(NamedTuple):
     """An engine for reading and one for writing (they may be one), and how many of each go on at once.
 
-    Nobody waits longer for a turn than ``wait_seconds``, and a call to the database that takes longer than
-    ``call_seconds`` is broken off together with its connection; None: it ends in time by itself. ``give_up`` drops all
-    connections that are not closed within ``close_seconds``.
+    Nobody waits longer for a turn than ``wait_seconds``. A call to the database that takes more than ``call_seconds``,
+    and a transaction than ``transaction_seconds``, is broken off together with its connection. None: it ends in time by
+    itself. ``give_up`` drops all connections that are not closed within ``close_seconds``.
     """
 
     reader: AsyncEngine
@@ -45,5 +45,6 @@ class Parts(NamedTuple):
     writers: int
     wait_seconds: float | None = None
     call_seconds: float | None = None
+    transaction_seconds: float | None = None
     close_seconds: float | None = None
     give_up: Callable[[], None] | None = None

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 POOL = 10
 SMALLEST_POOL = 3
 _CONNECT_SECONDS = 3.0
-_WAIT_SECONDS = 3.0
+_WAIT_SECONDS = 5.0
 _CALL_SECONDS = 6.0  # more than any statement may take
+_TRANSACTION_SECONDS = 20.0  # and one that this process can not end, idle_in_transaction_session_timeout ends
 _CLOSE_SECONDS = 2.0
 _FAILED_OVER = "25006"  # read_only_sql_transaction: what was the primary is none any more
 
@@ -73,7 +74,18 @@ def open_parts(url: str, pool: int, *, read_only: bool = False) -> Parts:
         for connector in (reads, writes):
             connector.terminate()
 
-    return Parts(reader, writer, lookups, shared, writers, _WAIT_SECONDS, _CALL_SECONDS, _CLOSE_SECONDS, give_up)
+    return Parts(
+        reader,
+        writer,
+        lookups,
+        readers=shared,
+        writers=writers,
+        wait_seconds=_WAIT_SECONDS,
+        call_seconds=_CALL_SECONDS,
+        transaction_seconds=_TRANSACTION_SECONDS,
+        close_seconds=_CLOSE_SECONDS,
+        give_up=give_up,
+    )
 
 
 def _engine(connector: Connector, size: int, **options: object) -> AsyncEngine:
@@ -143,13 +155,19 @@ class Connector:
     async def watched(self) -> Any:  # noqa: ANN401 - asyncpg is not typed
         """Return a new connection; it is dropped where SQLAlchemy has it not ``ready`` in time."""
         connection = await self.connect()
-        watch = asyncio.get_running_loop().call_later(_CONNECT_SECONDS, connection.terminate)
-        self._watches[id(connection)] = watch
+
+        def late() -> None:
+            self._watches.pop(id(connection), None)
+            connection.terminate()
+
+        self._watches[id(connection)] = asyncio.get_running_loop().call_later(_CONNECT_SECONDS, late)
         return connection
 
     def ready(self, connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
         """End the watch."""
-        self._watches.pop(id(connection.driver_connection)).cancel()
+        watch = self._watches.pop(id(connection.driver_connection), None)
+        if watch is not None:
+            watch.cancel()
 
     def terminate(self) -> None:
         """Drop all connections."""

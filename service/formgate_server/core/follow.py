@@ -1,0 +1,87 @@
+"""Follows the changes that others have made: each process publishes what it finds in the database.
+
+So a publisher that died between its commit and its publication is healed by whoever polls next, and a process that
+still speaks to a replaced counters' store tells that what it has missed (docs/adr/0001).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from formgate_server.core.errors import UnavailableError
+from formgate_server.core.freshness import Freshness
+from formgate_server.core.ports import Epochs, Limiter
+
+INTERVAL = 0.5
+_PATIENCE = 2.0
+_PUBLISHED_ANEW = 5.0
+_AT_ONCE = 256
+
+
+class Follow:
+    """Polls. The database's overlap tells the same change many times; it is published at first, and anew now and then.
+
+    Anew, because a counters' store that failed over without our seeing it may have lost it.
+    """
+
+    def __init__(
+        self,
+        epochs: Epochs,
+        limiter: Limiter,
+        freshness: Freshness,
+        monotonic: Callable[[], float],
+        *,
+        patience: float = _PATIENCE,
+    ) -> None:
+        """Read ``epochs``, publish to ``limiter``. A database that takes longer than ``patience`` seconds is away."""
+        self._epochs = epochs
+        self._limiter = limiter
+        self._freshness = freshness
+        self._monotonic = monotonic
+        self._patience = patience
+        self._until: int | None = None
+        self._published: dict[str, int] = {}
+        self._forgotten = monotonic()
+        self._unpublished: dict[str, int] = {}
+
+    async def run(self) -> None:
+        """Poll for ever."""
+        while True:
+            await self.poll()
+            await asyncio.sleep(INTERVAL)
+
+    async def poll(self) -> None:
+        """Poll once; never raises for a store that is away."""
+        began = self._monotonic()
+        try:
+            async with asyncio.timeout(self._patience):
+                news = await self._epochs.since(self._until)
+        except (UnavailableError, TimeoutError):
+            self._freshness.lost()
+            return
+        self._until = news.until
+        self._freshness.read(began, news.epochs)
+        if began - self._forgotten >= _PUBLISHED_ANEW:
+            self._published = {}
+            self._forgotten = began
+        for account_id, epoch in news.epochs.items():
+            if self._published.get(account_id, 0) < epoch:
+                self._unpublished[account_id] = epoch
+        if await self._publish():
+            self._freshness.published(began)
+
+    async def _publish(self) -> bool:
+        """Publish what is to be; tell whether nothing is left. What fails is tried again by the next poll."""
+        todo = list(self._unpublished.items())
+        for first in range(0, len(todo), _AT_ONCE):
+            some = todo[first : first + _AT_ONCE]
+            try:
+                await asyncio.gather(*(self._limiter.publish(*each) for each in some))
+            except UnavailableError:
+                return False
+            self._published.update(some)
+            for account_id, epoch in some:
+                if self._unpublished.get(account_id) == epoch:
+                    del self._unpublished[account_id]
+        return True

@@ -1,0 +1,77 @@
+"""How much this process knows of the database: when it last read there what has changed, and told it on.
+
+What a check may do when a store is away depends on it (docs/guarantees.md has the table). Seconds, by a clock that
+only goes forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+
+class Freshness:
+    """What the last polls of the database came to; see ``Follow``, which makes them."""
+
+    def __init__(
+        self,
+        monotonic: Callable[[], float],
+        *,
+        max_staleness: float,
+        database_grace: float,
+        on_database: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        """Begin as if a poll had just ended: nothing is cached yet that could be old.
+
+        ``on_database`` is told when the database is away, and when it is back.
+        """
+        self._monotonic = monotonic
+        self._max_staleness = max_staleness
+        self._database_grace = database_grace
+        self._on_database = on_database
+        self._read = self._published = monotonic()
+        self.database_up = True
+        """Whether the last poll could read."""
+        self._epochs: dict[str, int] = {}  # of all accounts that have changed since this process began
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether all that had changed ``max_staleness`` ago is published: caches may be used.
+
+        Else somebody was told that a change is in effect by now, and this process may never have heard of it.
+        """
+        return self._monotonic() - self._published <= self._max_staleness
+
+    @property
+    def is_within_grace(self) -> bool:
+        """Whether the database was read recently enough to go on without it, by the epochs of the counters' store."""
+        return self.database_up or self._monotonic() - self._read <= self._database_grace
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the database was read recently enough to go on without it *and* the counters' store."""
+        return self._monotonic() - self._read <= self._max_staleness
+
+    def newest(self, account_id: str) -> int:
+        """Return the newest epoch of an account that a poll has told; 0: none has."""
+        return self._epochs.get(account_id, 0)
+
+    def read(self, began: float, epochs: Mapping[str, int]) -> None:
+        """Note a poll that began then, and what it read."""
+        self._read = began
+        for each, epoch in epochs.items():
+            if epoch > self.newest(each):
+                self._epochs[each] = epoch
+        self._set_database(up=True)
+
+    def published(self, began: float) -> None:
+        """Note that all that a poll read, which began then, is published."""
+        self._published = began
+
+    def lost(self) -> None:
+        """Note a poll that could not read."""
+        self._set_database(up=False)
+
+    def _set_database(self, *, up: bool) -> None:
+        if up is not self.database_up:
+            self.database_up = up
+            self._on_database(up)
