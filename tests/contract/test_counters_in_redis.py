@@ -52,11 +52,14 @@ class Marks(MemoryReservations):
     def __init__(self) -> None:
         super().__init__()
         self.gate: asyncio.Event | None = None
+        self.waiting = asyncio.Event()
+        """Set when an answer waits."""
 
     async def load(self, counter_ids: Collection[str]) -> Mapping[str, Reserved]:
         """See ``Reservations``."""
         rows = await super().load(counter_ids)
         if self.gate is not None:
+            self.waiting.set()
             await self.gate.wait()
         return rows
 
@@ -529,8 +532,7 @@ async def test_a_load_from_before_a_second_flush_seeds_nothing(world: World) -> 
     world.server.do("FLUSHALL")
     gate = world.marks.gate = asyncio.Event()
     looking = asyncio.create_task(slow.look("acme", limits))
-    await redis_counters.answered()
-    await asyncio.sleep(0)
+    await world.marks.waiting.wait()
     world.marks.gate = None
     await decided(quick, limits, 400)
     await redis_counters.answered()
