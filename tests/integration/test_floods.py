@@ -57,14 +57,14 @@ class World:
         """Check a key; returns the verdict, or why there is none."""
         request = pb.CheckKeyRequest(key=key or new_secret("fg_live_"), source_ip=source_ip, explain=True)
         try:
-            answer: pb.CheckKeyResponse = await self.stub.CheckKey(request, metadata=self.metadata, timeout=20)
+            answer: pb.CheckKeyResponse = await self.stub.CheckKey(request, metadata=self.metadata, timeout=60)
         except grpc.RpcError as error:
             return Refusal.of(error)
         return answer
 
     async def batch(self, requests: Sequence[pb.CheckKeyRequest]) -> Counter[str]:
         """Check many keys in one call; returns how often each reason was told."""
-        call = self.stub.BatchCheckKeys(pb.BatchCheckKeysRequest(requests=requests), metadata=self.metadata, timeout=20)
+        call = self.stub.BatchCheckKeys(pb.BatchCheckKeysRequest(requests=requests), metadata=self.metadata, timeout=60)
         answer: pb.BatchCheckKeysResponse = await call
         return Counter(
             told(each.response if each.WhichOneof("result") == "response" else Refusal.of_status(each.error))
@@ -117,28 +117,32 @@ async def test_a_flood_from_one_address_is_told_so_while_others_are_served(tmp_p
     Meanwhile a known key is allowed, from that address too; and from another address a key that was never seen before,
     and one that nobody has, are decided as ever.
     """
-    async with world(tmp_path, reads, invalid_attempts_per_minute=30) as server:
+    async with world(tmp_path, reads, invalid_attempts_per_minute=5) as server:
         (known,), (new,) = await server.good_keys(), await server.good_keys()
         assert await server.check(known, THERE) == "OK"
         before = len(reads)
-        assert [await server.check() for _ in range(30)] == ["KEY_NOT_FOUND"] * 30
-        assert len(reads) - before == 30
-        flood = [asyncio.ensure_future(server.check()) for _ in range(1_000)]
+        assert [await server.check() for _ in range(5)] == ["KEY_NOT_FOUND"] * 5
+        assert len(reads) - before == 5
+        flood = [asyncio.ensure_future(server.check()) for _ in range(500)]
         assert await server.check(known, HERE) == "OK"
         assert await server.check(known, THERE) == "OK"
         assert await server.check(new, THERE) == "OK"
         assert await server.check(source_ip=THERE) == "KEY_NOT_FOUND"
         reasons = Counter(await asyncio.gather(*flood))
-        assert reasons["TOO_MANY_INVALID_ATTEMPTS"] >= 1_000 - 32  # one more every two seconds
+        assert (
+            reasons["TOO_MANY_INVALID_ATTEMPTS"] >= 500 - 32
+        )  # one more every twelve seconds, and those under way then
         assert set(reasons) <= {"TOO_MANY_INVALID_ATTEMPTS", "KEY_NOT_FOUND"}
         others = 1 + 1 + 1  # the new key, its account's epoch, and the other address' unknown one
-        assert len(reads) - before == 30 + reasons["KEY_NOT_FOUND"] + others
+        assert len(reads) - before == 5 + reasons["KEY_NOT_FOUND"] + others
         answer = await server.answer()
+        if told(answer) == "KEY_NOT_FOUND":  # on a busy machine an attempt may have come back by now
+            answer = await server.answer()
         assert isinstance(answer, pb.CheckKeyResponse)
         assert (answer.http_status, answer.http_denial.status) == (429, 429)
-        assert 0 < answer.retry_after.ToMilliseconds() <= 2_000
+        assert 0 < answer.retry_after.ToMilliseconds() <= 12_000
         headers = {header.name: header.value for header in answer.http_denial.headers}
-        assert headers["retry-after"] in {"1", "2"}
+        assert int(headers["retry-after"]) == -(-answer.retry_after.ToMicroseconds() // 1_000_000)
         steps = {step.step: (step.outcome, step.detail) for step in answer.explanation}
         said = f"TOO_MANY_INVALID_ATTEMPTS: from {HERE}; it was not looked for"
         assert steps["key"] == (pb.STEP_OUTCOME_DENIED, said)
