@@ -402,6 +402,31 @@ def test_a_drain_in_a_storm_cuts_no_call_short(server: Server) -> None:
     assert len(acknowledged) > 500
 
 
+def test_a_drain_cancels_no_call(server: Server) -> None:
+    """What has arrived in that moment is answered; what comes later is UNAVAILABLE, which clients try again elsewhere."""
+    server.start()
+    with client(server) as manager:
+        secret = new_key(manager).secret
+    callers = 16
+
+    def call() -> grpc.StatusCode:
+        own = (("grpc.use_local_subchannel_pool", 1),)
+        with grpc.insecure_channel(server.address, options=own) as channel:
+            checking = authorization_pb2_grpc.AuthorizationServiceStub(channel).CheckKey
+            while True:
+                try:
+                    checking(CheckKeyRequest(key=secret), metadata=server.metadata, timeout=30)
+                except grpc.RpcError as error:
+                    code: grpc.StatusCode = error.code()
+                    return code
+
+    with ThreadPoolExecutor(callers) as threads:
+        calls = [threads.submit(call) for _ in range(callers)]
+        time.sleep(1)  # so that all of them are in the middle of it
+        server.stop()
+        assert {each.result() for each in calls} == {grpc.StatusCode.UNAVAILABLE}
+
+
 def test_a_restart_costs_no_quota(server: Server) -> None:
     """After SIGTERM every limit, of whatever kind and holder, has exactly left what it had before."""
     limits = []
