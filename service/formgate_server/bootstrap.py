@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ import structlog
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 
+from formgate_server.backends import Counters, Parts, UnfitRedisError, open_counters
 from formgate_server.core.attempts import Attempts
 from formgate_server.core.authenticate import Authenticate
 from formgate_server.core.changes import Changes
@@ -27,7 +28,8 @@ from formgate_server.core.manage_accounts import ManageAccounts
 from formgate_server.core.manage_members import ManageMembers
 from formgate_server.core.manage_tokens import ManageTokens
 from formgate_server.core.policy import Policies
-from formgate_server.core.ports import Clock, KeyCache, Limiter, Registry, UsageLedger
+from formgate_server.core.ports import Clock, Registry, UsageLedger
+from formgate_server.core.prune import DAY, LONGEST_MONTH, Keep, OnProgress, Prune
 from formgate_server.core.read_account import ReadAccount
 from formgate_server.core.read_keys import ReadKeys
 from formgate_server.core.record_usage import RecordUsage
@@ -35,6 +37,7 @@ from formgate_server.core.reveal_key import RevealKey
 from formgate_server.core.rotate_key import RotateKey
 from formgate_server.core.secrets import TOKEN_PREFIX, Peppers, new_secret
 from formgate_server.core.set_key_state import SetKeyState
+from formgate_server.core.settle import Settle
 from formgate_server.core.update_key import UpdateKey
 from formgate_server.core.verify_audit import Findings, verify
 from formgate_server.policies.policy import PolicyError, load
@@ -46,14 +49,15 @@ from formgate_server.rpc.methods import methods
 from formgate_server.settings import Settings
 from formgate_server.storage.data_folder import DataFolder, DataFolderError, read_keys
 from formgate_server.storage.guard import GuardedKeys
-from formgate_server.storage.memory.limiter import MemoryLimiter
 from formgate_server.storage.sealer import AesSealer
 from formgate_server.storage.sql import migrate
 from formgate_server.storage.sql.counters import SqlReservations
 from formgate_server.storage.sql.engine import Database, open_database
-from formgate_server.storage.sql.fingerprints import Fingerprints
+from formgate_server.storage.sql.epochs import SqlEpochs
+from formgate_server.storage.sql.fingerprints import PEPPER, SEALING_KEY, Fingerprints, Stored
 from formgate_server.storage.sql.keys import SqlKeyStore
 from formgate_server.storage.sql.parts import UnfitDatabaseError
+from formgate_server.storage.sql.postgres import SMALLEST_POOL
 from formgate_server.storage.sql.registry import SqlRegistry
 from formgate_server.storage.sql.trail import Trail
 from formgate_server.storage.sql.usage import SqlUsageLedger
@@ -99,21 +103,25 @@ async def upgrade_database(settings: Settings) -> None:
             await migrate.upgrade(folder.database_url())
 
 
-async def verify_audit(settings: Settings, account_id: str | None) -> dict[str, Findings]:
+async def verify_audit(settings: Settings, account_id: str | None, retired: Iterable[Path] = ()) -> dict[str, Findings]:
     """Verify the audit trail of an account (None: of all), by account. Raises StartError where it can not be read.
 
-    It locks nothing and writes nothing; servers may go on meanwhile. An account that is not there is left out.
+    ``retired``: files of peppers that signed once. It locks nothing and writes nothing; servers may go on meanwhile. An
+    account that is not there is left out.
     """
     with _explained():
         url, pepper_file, name = _trail_of(settings)
         trail = Trail(url)
         try:
-            peppers = Peppers(read_keys(pepper_file))
+            peppers = [Peppers(read_keys(each)) for each in (pepper_file, *retired)]
             if await trail.revision() != migrate.head():
                 message = f"{name} is not of this version: `formgate migrate` brings it there"
                 raise StartError(message)
             heads = await trail.heads(account_id)
-            return {account: await verify(trail.rows(account), newest, peppers) for account, newest in heads.items()}
+            used = await trail.peppers()
+            return {
+                account: await verify(trail.rows(account), newest, peppers, used) for account, newest in heads.items()
+            }
         finally:
             await trail.close()
 
@@ -149,7 +157,7 @@ def _explained() -> Iterator[None]:
     """Raise StartError for whatever keeps a server from starting."""
     try:
         yield
-    except (PolicyError, DataFolderError, UnavailableError, UnfitDatabaseError, OSError) as error:
+    except (PolicyError, DataFolderError, UnavailableError, UnfitDatabaseError, UnfitRedisError, OSError) as error:
         raise StartError(" ".join([str(error), *getattr(error, "__notes__", ())])) from error
     except DBAPIError as error:  # such as: permission denied for schema public
         message = f"the database refuses: {error.orig}"
@@ -167,9 +175,8 @@ class _Truth(NamedTuple):
 
 class _Stores(NamedTuple):
     registry: Registry
-    keys: KeyCache
     usage: UsageLedger
-    limiter: Limiter
+    counters: Counters
 
 
 async def _start(
@@ -183,10 +190,11 @@ async def _start(
     truth = await (_embedded if settings.database_url is None else _postgresql)(stack, settings)
     peppers, sealer = Peppers(truth.peppers), AesSealer(truth.sealing_keys)
     clock = SystemClock()
-    stores = await _open_stores(stack, settings, truth.database, policies, peppers, sealer, clock)
+    stores = await _open_stores(stack, settings, truth, policies, clock)
+    limiter, finder, max_staleness, freshness = stores.counters
     keeper = Keeper(peppers, sealer, policies)
     await _check_plans(stores.registry, policies)
-    changes = Changes(stores.registry, stores.limiter, clock)
+    changes = Changes(stores.registry, limiter, clock, max_staleness=max_staleness)
     stack.push_async_callback(changes.finish)
     tokens = ManageTokens(changes, policies, peppers)
     if truth.manager_token is not None:
@@ -195,15 +203,8 @@ async def _start(
         await tokens.bootstrap(_read_token(settings.bootstrap_token_file))
     last_used = LastUsed()
     pulse = await stack.enter_async_context(_pulse(last_used, stores.registry))
-    attempts = Attempts(
-        time.monotonic_ns,
-        per_address=settings.invalid_attempts_per_minute or None,
-        in_all=settings.unknown_keys_per_second,
-    )
-    finder = GuardedKeys(stores.keys, attempts)
-    check_key = CheckKey(finder, stores.limiter, policies, clock, last_used)
-    record_usage = RecordUsage(stores.usage, stores.registry, stores.limiter, policies, clock)
-    stack.push_async_callback(record_usage.finish)
+    check_key = CheckKey(finder, limiter, policies, clock, last_used)
+    record_usage = await _usage(stack, settings, stores, truth.database, policies, clock)
     authorization = AuthorizationServicer(check_key, record_usage)
     keys = KeyServicer(
         create=CreateKey(changes, policies, keeper),
@@ -218,10 +219,10 @@ async def _start(
     accounts = AccountServicer(
         ManageAccounts(changes, policies),
         ManageMembers(changes, policies),
-        ReadAccount(stores.registry, stores.limiter, stores.usage, policies, clock),
+        ReadAccount(stores.registry, limiter, stores.usage, policies, clock),
         tokens,
     )
-    dispatch = Dispatch(Authenticate(stores.registry, peppers, clock, time.monotonic))
+    dispatch = Dispatch(Authenticate(stores.registry, peppers, clock, time.monotonic, freshness=freshness))
     http_address = settings.http if worker else _start_http(stack, settings.http, pulse)
     served = methods(authorization, keys, accounts)
     grpc = GrpcServer(dispatch, served, max_connection_age=settings.max_connection_age_seconds, shared=worker)
@@ -239,15 +240,89 @@ def _start_http(stack: AsyncExitStack, address: str, pulse: _Pulse) -> str:
     return f"{host}:{http.port}"
 
 
+async def _usage(  # noqa: PLR0913, PLR0917 - what usage goes through
+    stack: AsyncExitStack, settings: Settings, stores: _Stores, database: Database, policies: Policies, clock: Clock
+) -> RecordUsage:
+    """Return what records usage, and start its jobs: what is owed is settled, what is old is deleted."""
+    settle = Settle(stores.usage, stores.counters.limiter, policies)
+    prune = Prune(stores.usage, SqlEpochs(database), SqlReservations(database), clock, _keep(settings))
+    for job in (settle.run(_tell_owed), prune.run(_tell_pruned)):
+        stack.push_async_callback(_end, asyncio.create_task(job))
+    record_usage = RecordUsage(stores.usage, settle, policies, clock)
+    stack.push_async_callback(record_usage.finish)
+    return record_usage
+
+
+def _keep(settings: Settings) -> Keep:
+    return Keep(settings.usage_days * DAY, settings.usage_months * LONGEST_MONTH)
+
+
+async def _end(job: asyncio.Task[None]) -> None:
+    job.cancel()
+    await asyncio.gather(job, return_exceptions=True)
+
+
+def _tell_owed(trouble: Exception | None) -> None:
+    if trouble is None:
+        _log.info("what usage records owe is charged again")
+    else:
+        _log.warning(
+            "what usage records owe can not be charged for now; it is tried again", error=type(trouble).__name__
+        )
+
+
+def _tell_pruned(ended: dict[str, int] | Exception) -> None:
+    if isinstance(ended, Exception):
+        _log.warning("old usage could not be deleted; it is tried again in an hour", error=type(ended).__name__)
+    elif any(ended.values()):
+        _log.info("deleted what is old", **ended)
+
+
+async def prune(settings: Settings, batch: int, on_progress: OnProgress | None) -> dict[str, int]:
+    """Delete old usage, or only count it where ``on_progress`` is None. Raises StartError where that can not be.
+
+    The embedded default's folder is locked meanwhile: the server that uses it deletes by itself.
+    """
+    with _explained():
+        async with AsyncExitStack() as stack:
+            if settings.database_url is not None:
+                url: str | URL = settings.database_url.get_secret_value()
+            else:
+                url = stack.enter_context(closing(_folder_alone(settings))).database_url()
+            database = open_database(url, pool=SMALLEST_POOL)
+            stack.push_async_callback(database.close)
+            await migrate.check(database)
+            ledger, epochs, reservations = SqlUsageLedger(database), SqlEpochs(database), SqlReservations(database)
+            old = Prune(ledger, epochs, reservations, SystemClock(), _keep(settings), batch)
+            return await (old.count() if on_progress is None else old(on_progress))
+
+
+def _folder_alone(settings: Settings) -> DataFolder:
+    """Lock the embedded default's folder, which must be there. Raises StartError."""
+    if not (settings.data / "formgate.db").exists():
+        message = f"there is no database {settings.data.absolute() / 'formgate.db'}"
+        raise StartError(message)
+    try:
+        return DataFolder(settings.data)
+    except DataFolderError as error:
+        message = f"{error}; a running server deletes old usage by itself, every hour"
+        raise StartError(message) from error
+
+
 async def _embedded(stack: AsyncExitStack, settings: Settings) -> _Truth:
     """Open the embedded default's folder: what is missing there is made, what is older is brought to this version."""
     folder = stack.enter_context(closing(DataFolder(settings.data)))
     peppers = folder.peppers() if settings.pepper_file is None else read_keys(settings.pepper_file)
-    sealing_keys = folder.sealing_keys() if settings.sealing_key_file is None else read_keys(settings.sealing_key_file)
     url = folder.database_url()
     await migrate.upgrade(url)
     database = open_database(url)
     stack.push_async_callback(database.close)
+    await _check_secret_keys(database, PEPPER, Peppers(peppers).ids, settings.pepper_file or folder.pepper_file)
+    sealing_key_file = settings.sealing_key_file or folder.sealing_key_file
+    if settings.sealing_key_file is None and not sealing_key_file.exists():
+        await _check_secret_keys(database, SEALING_KEY, (), sealing_key_file)  # before another is made
+    sealing_keys = folder.sealing_keys() if settings.sealing_key_file is None else read_keys(sealing_key_file)
+    await _check_secret_keys(database, SEALING_KEY, AesSealer(sealing_keys).ids, sealing_key_file)
     return _Truth(database, peppers, sealing_keys, folder.manager_token(lambda: new_secret(TOKEN_PREFIX)))
 
 
@@ -260,11 +335,13 @@ async def _postgresql(stack: AsyncExitStack, settings: Settings) -> _Truth:
             " limits hold, and a revoked key ends, only where they share their counters, too"
         )
         raise StartError(message)
-    peppers = read_keys(_given(settings, "pepper_file"))
-    sealing_keys = read_keys(_given(settings, "sealing_key_file"))
+    pepper_file, sealing_key_file = _given(settings, "pepper_file"), _given(settings, "sealing_key_file")
+    peppers, sealing_keys = read_keys(pepper_file), read_keys(sealing_key_file)
     database = open_database(settings.database_url.get_secret_value(), pool=settings.database_pool)
     stack.push_async_callback(database.close)
     await migrate.check(database)
+    await _check_secret_keys(database, PEPPER, Peppers(peppers).ids, pepper_file)
+    await _check_secret_keys(database, SEALING_KEY, AesSealer(sealing_keys).ids, sealing_key_file)
     return _Truth(database, peppers, sealing_keys)
 
 
@@ -277,36 +354,35 @@ def _given(settings: Settings, name: str) -> Path:
     return path
 
 
-async def _open_stores(  # noqa: PLR0913, PLR0917 - what stores are made of
-    stack: AsyncExitStack,
-    settings: Settings,
-    database: Database,
-    policies: Policies,
-    peppers: Peppers,
-    sealer: AesSealer,
-    clock: Clock,
+async def _open_stores(
+    stack: AsyncExitStack, settings: Settings, truth: _Truth, policies: Policies, clock: Clock
 ) -> _Stores:
-    """Put the stores over the database; the counters are in memory, and it holds their marks."""
-    if settings.redis_url is not None:
-        message = "FORMGATE_REDIS_URL: this version has no counters in Redis"
-        raise StartError(message)
+    """Put the stores over the database."""
+    database, peppers = truth.database, Peppers(truth.peppers)
+    reservations, epochs = SqlReservations(database), SqlEpochs(database)
+    cache = CachedKeyStore(PepperedKeyStore(SqlKeyStore(database, policies), peppers), settings.key_cache_size)
+    attempts = Attempts(
+        time.monotonic_ns,
+        per_address=settings.invalid_attempts_per_minute or None,
+        in_all=settings.unknown_keys_per_second,
+    )
+    parts = Parts(reservations, epochs, cache, GuardedKeys(cache, attempts), clock)
+    counters = await open_counters(stack, settings, parts)
+    return _Stores(SqlRegistry(database, peppers), SqlUsageLedger(database), counters)
+
+
+async def _check_secret_keys(database: Database, name: str, ids: Sequence[str], file: Path) -> None:
+    """See to it that every key is there under which something of use is stored. Raises StartError."""
     fingerprints = Fingerprints(database)
-    await _check_secret_keys(fingerprints, "pepper", peppers.ids)
-    await _check_secret_keys(fingerprints, "sealing key", sealer.ids)
-    registry = SqlRegistry(database, peppers)
-    limiter = MemoryLimiter(clock, SqlReservations(database), on_degraded=_tell_degraded)
-    stack.push_async_callback(_close_limiter, limiter)
-    keys = CachedKeyStore(PepperedKeyStore(SqlKeyStore(database, policies), peppers), settings.key_cache_size)
-    return _Stores(registry, keys, SqlUsageLedger(database), limiter)
-
-
-async def _check_secret_keys(fingerprints: Fingerprints, name: str, ids: Sequence[str]) -> None:
-    """See to it that every key is there under which something is stored. Raises StartError."""
     newest = ids[:1]  # under which things are stored from now on
-    missing = await fingerprints.check(name, newest) - set(ids)
-    if missing:
-        message = f"the database holds what was stored under another {name} ({', '.join(sorted(missing))}): put it back"
-        raise StartError(message)
+    known = await fingerprints.check(name, newest)
+    stored = await fingerprints.stored(name, known.union(ids) - set(newest), SystemClock().now())
+    for each, what in sorted(stored.items()):
+        if each not in ids:
+            message = f"the database holds {what} under {name} {each}, which is not in {file}: put it back"
+            raise StartError(message)
+    for each in ids[1:]:
+        _log.info("an older key is kept", kind=name, id=each, needed_by=str(stored.get(each, Stored(0))))
     await fingerprints.remember(name, newest)
 
 
@@ -329,20 +405,6 @@ def _read_token(path: Path) -> str:
         message = f"{path} must hold one line of {_SHORTEST_TOKEN} to {_LONGEST_TOKEN} printable ASCII characters"
         raise StartError(message)
     return token
-
-
-async def _close_limiter(limiter: MemoryLimiter) -> None:
-    try:
-        await limiter.close()
-    except UnavailableError:
-        _log.warning("the counters could not be written; after the restart they may count a block too much")
-
-
-def _tell_degraded(degraded: bool) -> None:  # noqa: FBT001 - told by position
-    if degraded:
-        _log.warning("the database takes no marks: limits are counted on, and may refill should this process end now")
-    else:
-        _log.info("the database takes marks again")
 
 
 class _Pulse:

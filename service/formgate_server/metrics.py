@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, GCCollector, Info, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Info, PlatformCollector, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -35,6 +35,10 @@ _checks = Counter("formgate_checks", "Checks decided, by reason.", ["reason"], r
 checks = {
     reason: _checks.labels(reason.name) for reason in Reason
 }  # all from the start, and found without hashing labels
+_degraded = Gauge(
+    "formgate_degraded", "Whether a store is away, by which.", ["store"], registry=registry, multiprocess_mode="livesum"
+)
+degraded = {store: _degraded.labels(store) for store in ("counters", "database", "marks")}
 _usage_records = Counter("formgate_usage_records", "Usage records, by outcome.", ["outcome"], registry=registry)
 usage_records = {outcome: _usage_records.labels(outcome.name) for outcome in UsageOutcome}
 _unknown_keys = Counter(

@@ -43,6 +43,18 @@ class Settings(BaseSettings):
         default=10, description="How many connections to PostgreSQL a process has at the most."
     )
     redis_url: OptionalUrl = Field(default=None, description="Where the counters are; PostgreSQL asks for it.")
+    redis_timeout: Annotated[float, Field(ge=0.01, le=10)] = Field(
+        default=0.25, description="How many seconds Redis may take before a check goes on without it."
+    )
+    redis_wait_replicas: Annotated[int, Field(ge=0, le=10)] = Field(
+        default=0, description="How many replicas must have what a check has charged before it is answered."
+    )
+    max_staleness: Annotated[float, Field(ge=1, le=3_600)] = Field(
+        default=30.0, description="After how many seconds a change is in effect that could not be published."
+    )
+    database_grace: Annotated[float, Field(ge=1, le=86_400)] = Field(
+        default=600.0, description="How many seconds known keys go on while the database is away."
+    )
     listen: Address = Field(default="127.0.0.1:50051", description="Where gRPC is served, HOST:PORT.")
     http: Address = Field(default="127.0.0.1:9090", description="Where livez, readyz and metrics are, HOST:PORT.")
     insecure: bool = Field(default=False, description="Serve without TLS beyond loopback too.")
@@ -76,6 +88,13 @@ class Settings(BaseSettings):
     )
     unknown_keys_per_second: Annotated[int, Field(ge=1, le=100_000)] = Field(
         default=200, description="How often a process looks in the database for keys that there are not."
+    )
+
+    usage_days: Annotated[int, Field(ge=35, le=36_500)] = Field(
+        default=35, description="How many days usage records are kept; their sums are kept longer."
+    )
+    usage_months: Annotated[int, Field(ge=3, le=1_200)] = Field(
+        default=25, description="How many months the hourly sums of usage are kept."
     )
 
     @model_validator(mode="after")

@@ -69,13 +69,14 @@ async def test_a_secret_has_no_end_until_it_is_replaced(key_stores: Stores) -> N
     assert await ends(key_stores, "s1", "s2") == [700, None]
 
 
-async def test_an_end_stays_through_later_rotations(stores: Stores) -> None:
-    """Only the newest secret gets one, be it earlier or later than those of the others; another key's gets none."""
+async def test_no_secret_but_the_newest_outlives_a_rotation(stores: Stores) -> None:
+    """All older ones end with it; one that would have ended sooner still does, and another key's gets no end."""
     await add_key(stores.registry, key(), "s1")
     await add_key(stores.registry, key("k2"), "other")
-    for secret, until in (("s2", 700), ("s3", 300), ("s4", 2**63 - 1)):
+    expected = {"s2": [700, None], "s3": [300, 300, None], "s4": [300, 300, 500, None], "s5": [5, 5, 5, 5, None]}
+    for (secret, then), until in zip(expected.items(), (700, 300, 500, 5), strict=True):
         await rotate(stores, secret, until)
-    assert await ends(stores, "s1", "s2", "s3", "s4") == [700, 300, 2**63 - 1, None]
+        assert await ends(stores, *("s1", "s2", "s3", "s4", "s5")[: len(then)]) == then
     other = await find(stores, "other")
     assert other is not None
     assert other.secret_end is None

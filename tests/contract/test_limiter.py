@@ -2,16 +2,20 @@
 
 A backend here keeps its marks through the test's own Reservations, which sees every write before it is durable and
 after. Some tests look at a limiter at the very moment at which it answers: no other task runs between a backend's
-decision and the answer in the caller's hands.
+decision and the answer in the caller's hands; Redis decides in the order in which it is asked, and answers in it.
+
+Exempt, ``redis`` and ``redis-cluster``: what a close writes, for it writes nothing. The counters stay where they are,
+and other processes go on counting there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import count
 from typing import Any, Protocol
 
 import pytest
@@ -33,10 +37,16 @@ from formgate_server.core.limits import (
 from formgate_server.core.model import Calendar, Holder, Lifetime, Limit, Period, Rolling
 from formgate_server.core.ports import Charge, Charged, EpochMissing, EpochMoved, Limiter, Reserved
 from formgate_server.storage.memory.limiter import MemoryLimiter
+from formgate_server.storage.redis.limiter import RedisLimiter
+from tests.support import counters as redis_counters
 from tests.support.clock import DAY, HOUR, MINUTE, SECOND, TODAY, SettableClock
+from tests.support.counters import TimedClient
+from tests.support.redis import RedisCluster, RedisServer
 
 SOAK = os.environ.get("FORMGATE_SOAK") == "1"
 histories = settings(max_examples=12_000 if SOAK else 600, deadline=None, derandomize=not SOAK, print_blob=SOAK)
+histories_in_redis = settings(histories, max_examples=2_000 if SOAK else 60)
+"""Each step is a round trip, and each look several."""
 REMEMBERED = 60 * SECOND
 WIDE = 10**15
 """An amount so large that what is left of it tells what is used, however much that is."""
@@ -114,6 +124,12 @@ class Closable(Limiter, Protocol):
         ...
 
 
+URLS: dict[str, str] = {}
+"""Where the servers are, by the kind of limiter."""
+BACKENDS = ("memory", "redis", "redis-cluster")
+_prefixes = count()
+
+
 @dataclass
 class World:
     """A limiter, what it stands on, and what it told."""
@@ -123,16 +139,32 @@ class World:
     marks: Marks = field(default_factory=Marks)
     told: list[bool] = field(default_factory=list)
     """Every word about being degraded."""
+    client: TimedClient | None = None
 
     def __post_init__(self) -> None:
         self.limiter = self.start()
 
     def start(self, marks: Marks | None = None, patience: float = 3_600) -> Closable:
-        """Start a limiter, over other marks where given: what another process would see that starts now."""
-        assert self.backend == "memory"
+        """Start a limiter whose counters are lost, over other marks where given."""
+        if self.backend != "memory":
+            return self.join(f"test-{next(_prefixes)}", marks, patience)
         return MemoryLimiter(
             self.clock,
             marks or self.marks,
+            on_degraded=self.told.append,
+            retry_seconds=0,
+            patience_seconds=patience,
+        )
+
+    def join(self, prefix: str, marks: Marks | None = None, patience: float = 3_600) -> RedisLimiter:
+        """Start a limiter over the counters in Redis that begin with ``prefix``."""
+        if self.client is None:
+            self.client = TimedClient(redis_counters.connected(URLS[self.backend]), self.clock)
+        return RedisLimiter(
+            self.client,
+            marks or self.marks,
+            self.clock,
+            prefix=prefix,
             on_degraded=self.told.append,
             retry_seconds=0,
             patience_seconds=patience,
@@ -144,11 +176,38 @@ class World:
         return await used(other, [replace_amount(counter, seen_as) for counter in counters])
 
 
-@pytest.fixture(params=["memory"])
-def backend(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=BACKENDS)
+async def backend(request: pytest.FixtureRequest) -> AsyncIterator[str]:
     """The kind of limiter."""
-    name: str = request.param
+    yield running(request, request.param)
+    await redis_counters.end()
+
+
+def running(request: pytest.FixtureRequest, name: str) -> str:
+    """Return the kind of limiter, its servers running."""
+    if name == "redis":
+        server: RedisServer = request.getfixturevalue("redis_server")
+        URLS[name] = server.url()
+    elif name == "redis-cluster":
+        cluster: RedisCluster = request.getfixturevalue("redis_cluster")
+        URLS[name] = cluster.url()
     return name
+
+
+def run(course: Coroutine[Any, Any, None]) -> None:
+    """Run a course in a loop of its own."""
+
+    async def run_and_end() -> None:
+        try:
+            await course
+        finally:
+            await redis_counters.end()
+
+    asyncio.run(run_and_end())
+
+
+writes_at_the_end = pytest.mark.parametrize("backend", ["memory"], indirect=True)
+"""Not ``redis`` and ``redis-cluster``: their counters stay where they are, and a close writes nothing."""
 
 
 @pytest.fixture
@@ -200,9 +259,13 @@ async def used(limiter: Limiter, counters: Sequence[Counter]) -> list[int]:
 
 
 async def quiet(limit: int = 200) -> None:
-    """Let everything run that does not wait for the test."""
-    for _ in range(limit):
-        await asyncio.sleep(0)
+    """Let everything run that does not wait for the test, and wait for what Redis is asked."""
+    while True:
+        for _ in range(limit):
+            await asyncio.sleep(0)
+        if not redis_counters.under_way:
+            return
+        await redis_counters.answered()
 
 
 async def begun(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -687,11 +750,13 @@ async def test_marks_are_raised_in_time_so_that_charges_do_not_wait(world: World
     """Where the database is quick enough only the first charge waits; the rest find their mark raised already."""
     limits = (counter(amount=10_000, per=DAILY),)
     await charge(world.limiter, limits)
+    asked = 0 if world.client is None else world.client.asked["charge"]
     for _ in range(1_000):
         task = asyncio.create_task(charge(world.limiter, limits))
         await asyncio.sleep(0)
-        assert task.done()
+        assert task.done() or world.client is not None
         await quiet(5)
+    assert world.client is None or world.client.asked["charge"] == asked + 1_000
     assert world.marks.saves <= 1 + 1_000 // 50
 
 
@@ -806,6 +871,7 @@ async def test_keys_with_amounts_of_their_own_share_a_counter(world: World) -> N
         assert (await world.used_after_a_crash((high,)))[0] >= spent
 
 
+@writes_at_the_end
 async def test_after_close_nothing_is_lost(world: World) -> None:
     """A restart costs no quota at all: every counter is as it was, those of cut-off charges included."""
     limits = [counter(amount=1_000, per=per, name=str(per)) for per in ENDS]
@@ -822,6 +888,7 @@ async def test_after_close_nothing_is_lost(world: World) -> None:
     assert await world.used_after_a_crash((*limits, aside)) == [3, 4, 5, 6, 0]
 
 
+@writes_at_the_end
 async def test_close_waits_for_no_database_that_hangs_in_a_background_write(world: World) -> None:
     """A write under way is given up: what is written at the end holds all of it."""
     limits = (counter(amount=1_000, per=DAILY),)
@@ -836,6 +903,7 @@ async def test_close_waits_for_no_database_that_hangs_in_a_background_write(worl
     assert await world.used_after_a_crash(limits) == [9]
 
 
+@writes_at_the_end
 async def test_close_tells_that_it_could_not_write(world: World) -> None:
     """UnavailableError, and the marks stand as before: a block is lost, no more."""
     limits = (counter(amount=1_000, per=DAILY),)
@@ -851,6 +919,7 @@ async def test_a_counter_that_can_not_be_loaded_is_not_guessed(world: World) -> 
     limits = (counter(amount=10, per=DAILY),)
     await charge(world.limiter, limits, cost=9)
     await world.limiter.close()
+    left = await world.used_after_a_crash(limits)
     other = world.start()
     await seed(other)
     world.marks.broken = UnavailableError
@@ -860,7 +929,7 @@ async def test_a_counter_that_can_not_be_loaded_is_not_guessed(world: World) -> 
     with pytest.raises(UnavailableError):
         await other.adjust("acme", limits, 1, once="a5")
     world.marks.broken = None
-    assert await used(other, limits) == [9]
+    assert await used(other, limits) == left
 
 
 @pytest.mark.parametrize("broken", [UnavailableError, RuntimeError, asyncio.CancelledError])
@@ -896,7 +965,7 @@ async def test_an_overdraft_of_degraded_times_is_caught_up_too(world: World) -> 
 
 async def test_a_database_that_hangs_is_waited_for_no_longer_than_so(world: World) -> None:
     """Then checks go on, degraded; when the write comes through at last the marks hold and all is well."""
-    limiter = world.start(patience=0.001)
+    limiter = world.start(patience=0.001 if world.client is None else 0.5)  # of that, Redis takes a part
     await seed(limiter)
     limits = (counter(amount=1_000, per=DAILY),)
     world.marks.gate = asyncio.Event()
@@ -932,7 +1001,7 @@ async def test_two_loads_of_one_counter_make_one(world: World) -> None:
     world.marks.patience = 0
     for _ in range(5):
         await charge(world.limiter, limits)
-    assert not slow.done()
+    assert not slow.done() or world.client is not None  # which reads but once at a time
     await slow
     assert await used(world.limiter, limits) == [6]
 
@@ -1076,7 +1145,8 @@ class History:
         await self.make(Quiet())
         self.world.marks.look = None
         await self.world.limiter.close()
-        assert await self.world.used_after_a_crash(self.durable()) == self.truly_used()
+        if self.world.backend == "memory":
+            assert await self.world.used_after_a_crash(self.durable()) == self.truly_used()
 
     async def make(self, move: Move) -> None:
         """Make one move."""
@@ -1090,6 +1160,7 @@ class History:
             case Refund(key, request):
                 await self.refund(f"k{key}", f"r{request}")
             case Pass(time, steps):
+                await redis_counters.answered()  # what Redis is asked, it decides by the time at which it is asked
                 self.clock.time += time
                 await quiet(steps)
             case Amount(limit, amount):
@@ -1099,6 +1170,7 @@ class History:
                 self.world.marks.patience = patience
                 self.safe = self.safe and not broken
             case Cut():
+                await redis_counters.answered()  # what Redis is asked is charged, whoever goes away
                 if self.tasks:
                     self.tasks.pop().cancel()
                     await quiet(1)
@@ -1190,8 +1262,11 @@ class History:
             assert after[index] <= before + most, f"{of.id}: a crash would cost too much"
 
 
+plans = st.lists(amounts, min_size=6, max_size=6)
+
+
 @histories
-@given(st.lists(amounts, min_size=6, max_size=6), st.lists(moves, max_size=40))
+@given(plans, st.lists(moves, max_size=40))
 def test_any_history_is_as_the_pure_spend_says_and_survives_a_crash_at_any_point(
     plan: list[int | None], course: list[Move]
 ) -> None:
@@ -1201,7 +1276,22 @@ def test_any_history_is_as_the_pure_spend_says_and_survives_a_crash_at_any_point
     never below what is used: so a crash then refills nothing. It costs a block at most once calls have come to rest,
     and nothing after a close.
     """
-    asyncio.run(History("memory", plan).run(course))
+    run(history("memory", plan, course))
+
+
+@histories_in_redis
+@given(plans, st.lists(moves, max_size=40))
+def test_any_history_in_redis_is_as_the_pure_spend_says(
+    redis_server: RedisServer, plan: list[int | None], course: list[Move]
+) -> None:
+    """The same; here a crash is the loss of all that is in Redis."""
+    URLS["redis"] = redis_server.url()
+    run(history("redis", plan, course))
+
+
+async def history(backend: str, plan: Sequence[int | None], course: Sequence[Move]) -> None:
+    """Run moves against a limiter of this kind."""
+    await History(backend, plan).run(course)
 
 
 lives = st.lists(

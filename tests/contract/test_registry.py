@@ -88,6 +88,21 @@ async def test_a_token_comes_back_as_it_was(stores: Stores) -> None:
     assert await stores.registry.token_by_digest([digest("t1"), digest("x")]) == new
 
 
+async def test_a_tokens_digest_is_replaced(stores: Stores) -> None:
+    """The token is found by the new one only, also where that is the same; nothing else of it changes."""
+    async with stores.registry.transaction() as transaction:
+        await transaction.insert_token(token(), digest("a"), "pepper")
+        await transaction.insert_token(token("t2"), digest("other"), "pepper")
+    for _ in range(2):
+        async with stores.registry.transaction() as transaction:
+            await transaction.replace_token_digest("t1", digest("b"), "newer")
+            assert await transaction.token_of_digest([digest("a")]) is None
+            assert await transaction.token_of_digest([digest("a"), digest("b")]) == token()
+    assert await stores.registry.token_by_digest([digest("a")]) is None
+    assert await stores.registry.token_by_digest([digest("b")]) == token()
+    assert await stores.registry.token_by_digest([digest("other")]) == token("t2")
+
+
 async def test_what_is_not_there(stores: Stores) -> None:
     """None, not an error."""
     assert await stores.registry.account("x") is None

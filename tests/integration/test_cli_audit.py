@@ -170,6 +170,11 @@ def test_a_sound_trail_of_a_server_that_has_ended(tmp_path: Path) -> None:
             {"altered": [4, 6]},
         ),
         ("UPDATE audit_events SET mac = 'x' WHERE account_id = 'acme' AND sequence = 8", {"altered": [8]}),
+        (
+            "UPDATE audit_events SET note = 'x', mac_key_id = '0123456789abcdef' "  # noqa: ISC004
+            "WHERE account_id = 'acme' AND sequence = 8",
+            {"altered": [8]},
+        ),
     ],
 )  # fmt: skip
 def test_tampering_is_seen_and_named(changed: Change, script: str, expected: dict[str, list[int]]) -> None:
@@ -197,6 +202,16 @@ def test_tampering_is_shown_to_people(changed: Change) -> None:
     assert re.search(r"^acme +altered +2 +altered: 2; missing: 4-5, 7; unchecked: 6, 8$", result.out, re.MULTILINE)
 
 
+def test_a_trail_without_its_macs_is_not_sound(changed: Change) -> None:
+    """Rows whose MACs were all taken away look as from before the chain: not good, and not intact, ends with 3."""
+    folder = changed("UPDATE audit_events SET mac = NULL, mac_key_id = NULL, note = 'x' WHERE account_id = 'acme'")
+    result = run_here("audit", "verify", "--data", str(folder), "--json")
+    assert result.code == 3
+    found = {each["account_id"]: each for each in json.loads(result.out)}
+    assert {name: each["intact"] for name, each in found.items()} == {"": True, "acme": False, "globex": True}
+    assert found["acme"]["unchecked"] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
 def test_what_can_not_be_verified_is_not_sound(changed: Change, tmp_path: Path) -> None:
     """No database, no pepper, another's, another version's, no such account: 3, or unchecked; and nothing is made."""
     nowhere = tmp_path / "nowhere"
@@ -212,7 +227,10 @@ def test_what_can_not_be_verified_is_not_sound(changed: Change, tmp_path: Path) 
     other.write_text("0" * 64)
     other.chmod(0o600)
     unchecked = run_here("audit", "verify", "acme", "--data", str(folder), "--pepper-file", str(other))
+    assert unchecked.code == 3
     assert re.search(r"^acme +unchecked +0 +unchecked: 1-8$", unchecked.out, re.MULTILINE)
+    retired = ("--pepper-file", str(other), "--retired-pepper-file", str(folder / "pepper"))
+    assert run_here("audit", "verify", "--data", str(folder), *retired).code == 0
     (folder / "pepper").rename(tmp_path / "moved")
     assert run_here("audit", "verify", "--data", str(folder)).code == 3
     assert run_here("audit", "verify", "--data", str(folder), "--pepper-file", str(tmp_path / "moved")).code == 0

@@ -240,6 +240,16 @@ def test_a_listing_reads_all_pages(run: Run, server: Server, account: str, monke
     assert told(run(*listing, "--state", "revoked", "--json")) == []
 
 
+def test_a_listing_of_large_things_has_as_many_as_are_wanted(run: Run, account: str) -> None:
+    """Also where the server ends a page before it is full."""
+    grants = [word for at in range(1_000) for word in ("--grant", f"a{at:03}/{'b' * 62}/{'c' * 62}:read")]
+    create = ("key", "create", "--account", account, "--json", *grants)
+    ids = [told(run(*create))["key"]["key_id"] for _ in range(8)]
+    listing = ("key", "list", "--account", account, "--quiet")
+    assert run(*listing).out.split() == ids
+    assert run(*listing, "--limit", "7").out.split() == ids[:7]
+
+
 def test_what_the_server_does_not_accept_names_the_option(run: Run, account: str) -> None:
     """By what was typed, not by the message's field; nothing is changed."""
     result = run("key", "create", "--account", account, "--grant", "a:read", "--grant", "a//b:read")

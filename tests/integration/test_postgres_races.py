@@ -85,7 +85,7 @@ async def replicas(postgres_server: PostgresServer) -> AsyncIterator[list[Replic
             yield both
         trail = Trail(url)
         for account_id, head in (await trail.heads()).items():
-            assert (await verify(trail.rows(account_id), head, PEPPERS)).intact
+            assert (await verify(trail.rows(account_id), head, [PEPPERS], PEPPERS.ids)).intact
         await trail.close()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from formgate_server.settings import Settings
+from tests.support.quick import quick_command
 from tests.support.server import COMMAND, Server
 
 ROOT = Path(__file__).parents[2]
@@ -66,13 +67,20 @@ def _typed(page: Path) -> Iterator[tuple[str, str]]:
             yield command, output
 
 
-def _run(commands: list[str], server: Server) -> list[str]:
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a command that need not import everything each time it is typed."""
+    with quick_command(tmp_path_factory.mktemp("quick") / "bin") as folder:
+        yield folder
+
+
+def _run(commands: list[str], server: Server, command: Path) -> list[str]:
     """Type commands into one shell, in the repository, and return what each has printed."""
     script = "".join(f"{command}\nprintf '\\036'\n" for command in commands)
     environment = server.environment | {
         "FORMGATE_ADDRESS": server.address,  # the page's server has the ports and the folder that serve has by itself
         "FORMGATE_DATA": str(server.data),
-        "PATH": f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join((str(command), str(COMMAND.parent), os.environ["PATH"])),
         "LC_ALL": "C.UTF-8",
         "TMPDIR": str(server.folder),
     }
@@ -102,7 +110,7 @@ def test_every_guide_and_platform_is_typed(folder: str) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", TYPED, ids=lambda page: page.name)
 def test_what_a_page_shows_is_what_its_commands_print(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, command: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Typed as they stand against a fresh server, a page's commands print what it shows, but for ids and times.
 
@@ -112,10 +120,10 @@ def test_what_a_page_shows_is_what_its_commands_print(
     typed = list(_typed(page))
     options = [option for line in _SERVED.findall(page.read_text(encoding="utf-8")) for option in shlex.split(line)]
     with Server(tmp_path, *options) as server:
-        printed = _run([command for command, _ in typed], server)
+        printed = _run([each for each, _ in typed], server, command)
     assert len(printed) == len(typed)
-    for (command, shown), output in zip(typed, printed, strict=True):
-        assert _without_varying(output) == _without_varying(shown), f"$ {command}"
+    for (line, shown), output in zip(typed, printed, strict=True):
+        assert _without_varying(output) == _without_varying(shown), f"$ {line}"
 
 
 def test_the_ready_line_is_the_servers(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ BAD_GRANTS: dict[str, tuple[list[nouns.Grant], str]] = {
     "huge permission": ([nouns.Grant(resource="a", permissions=["a" * 1_000_000])], "[0].permissions[0]"),
     "many permissions": ([nouns.Grant(resource="a", permissions=["a.b"] * 101)], "[0].permissions"),
     "10,000": ([nouns.Grant(resource="a", permissions=["a.b"])] * 10_000, ""),
+    "129 KiB in all": ([nouns.Grant(resource="/".join(["a" * 63] * 4), level=nouns.LEVEL_READ)] * 520, ""),
     "1,001": ([nouns.Grant(resource="a", permissions=["a.b"])] * 1_001, ""),
 } | {f"path {at}": ([nouns.Grant(resource=bad, permissions=["*"])], "[0].resource") for at, bad in enumerate(BAD_PATHS)}
 

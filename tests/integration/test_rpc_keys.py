@@ -18,7 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc import StatusCode
 
 from formgate.v1 import resources_pb2 as nouns
-from formgate.v1.accounts_pb2 import GetAccountRequest
+from formgate.v1.accounts_pb2 import GetAccountRequest, ListAuditEventsRequest
 from formgate.v1.authorization_pb2 import CheckKeyRequest
 from formgate.v1.keys_pb2 import (
     CreateKeyRequest,
@@ -303,6 +303,22 @@ def test_listings(
     page = manager(request)
     assert len(page.keys) == min(page_size or 100, len(expected))
     assert bool(page.next_page_token) == (len(page.keys) < len(expected))
+
+
+def test_listings_of_the_largest_keys(manager: Client) -> None:
+    """A client as gRPC makes it, which takes 4 MiB, reads all of them, and what the audit trail says of them."""
+    account = new_account(manager)
+    grants = [nouns.Grant(resource=f"a{at:03}/{'b' * 62}/{'c' * 62}", level=nouns.LEVEL_READ) for at in range(1_000)]
+    ip_rules = [f"2001:db8:aaaa:bbbb:cccc:dddd:eeee:{at:x}" for at in range(1_000)]
+    keys = [
+        manager(CreateKeyRequest(account_id=account, grants=grants, ip_rules=ip_rules, display_name="é" * 200)).key
+        for _ in range(30)
+    ]
+    assert sum(key.ByteSize() for key in keys) > 4 * 1024 * 1024
+    assert manager.all(ListKeysRequest(account_id=account)) == keys
+    assert manager.all(ListKeysRequest(account_id=account, page_size=1_000)) == keys
+    events = manager.all(ListAuditEventsRequest(account_id=account))
+    assert [event.target for event in events[:-1]] == [f"keys/{key.key_id}" for key in reversed(keys)]
 
 
 def test_a_page_token_belongs_to_its_listing(manager: Client, many: tuple[str, list[nouns.Key]]) -> None:

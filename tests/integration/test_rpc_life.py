@@ -198,6 +198,7 @@ def test_rotate(manager: Client, account: str) -> None:
     """The same key with a new secret; the old one is nobody's at once where no overlap is said."""
     made = manager(CreateKeyRequest(account_id=account, display_name="k"))
     rotated = manager(RotateKeyRequest(key_id=made.key.key_id))
+    assert made.key.create_time.ToMicroseconds() < rotated.effective_time.ToMicroseconds() <= time.time() * 1_000_000
     expected = nouns.Key()
     expected.CopyFrom(made.key)
     expected.hint, expected.etag = rotated.key.hint, rotated.key.etag
@@ -238,6 +239,16 @@ def test_rotate_twice_and_revoke(manager: Client, account: str) -> None:
     manager(RevokeKeyRequest(key_id=made.key.key_id))
     assert [told(manager, secret) for secret in secrets] == ["KEY_REVOKED"] * 3
     assert manager.refusal(RotateKeyRequest(key_id=made.key.key_id)).reason == "KEY_REVOKED"
+
+
+def test_rotating_again_without_overlap_ends_all_older_secrets(manager: Client, account: str) -> None:
+    """One that has leaked is dead once RotateKey without an overlap has returned, whatever was promised it before."""
+    made = manager(CreateKeyRequest(account_id=account))
+    second = manager(RotateKeyRequest(key_id=made.key.key_id, overlap=Duration(seconds=30 * DAY))).secret
+    assert [told(manager, made.secret), told(manager, second)] == ["OK", "OK"]
+    newest = manager(RotateKeyRequest(key_id=made.key.key_id)).secret
+    told_now = [told(manager, secret) for secret in (made.secret, second, newest)]
+    assert told_now == ["KEY_NOT_FOUND", "KEY_NOT_FOUND", "OK"]
 
 
 def test_counters_go_along(manager: Client, account: str) -> None:

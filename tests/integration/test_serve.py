@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -27,19 +28,28 @@ from formgate.v1.accounts_pb2 import CreateAccountRequest, ListAccountsRequest
 from formgate.v1.authorization_pb2 import (
     OUTCOME_ACCEPTED,
     OUTCOME_DUPLICATE,
+    REASON_KEY_NOT_FOUND,
     CheckKeyRequest,
     RecordUsageRequest,
     UsageRecord,
 )
-from formgate.v1.keys_pb2 import CreateKeyRequest, CreateKeyResponse
+from formgate.v1.keys_pb2 import (
+    CreateKeyRequest,
+    CreateKeyResponse,
+    RevealKeyRequest,
+    RevokeKeyRequest,
+    RotateKeyRequest,
+)
 from formgate.v1.resources_pb2 import CALENDAR_DAY, CALENDAR_MONTH, HOLDER_ACCOUNT, HOLDER_KEY, Limit
 from tests.support.client import Client
 from tests.support.clock import noon_zone
+from tests.support.command import run_process
 from tests.support.server import COMMAND, Server, clean_environment, eventually
 from tests.support.workers import SupervisedServer
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+MANUAL = Path(__file__).parents[2] / "docs" / "operations" / "embedded.md"
 LISTEN_ANYWHERE = "0.0.0.0:0"
 
 
@@ -264,12 +274,108 @@ def test_another_pepper_is_refused(server: Server, given: str) -> None:
     pepper.write_text(f"{new}\n")
     server.stdout.unlink()
     said = refused(server)
-    assert "another pepper" in said
+    assert re.search(rf"holds 1 key and 1 service token under pepper \w{{16}}, which is not in {pepper}", said)
     assert new not in said
     assert old not in said
     pepper.write_text(f"{new}\n{old}\n")
     with server, client(server) as manager:
         assert manager(CheckKeyRequest(key=secret)).allowed
+
+
+def test_a_pepper_is_retired(server: Server) -> None:
+    """Once nothing of use is stored under it, and not before; the manager's token goes to the newest by itself."""
+    with server, client(server) as manager:
+        made, ended = new_key(manager), new_key(manager)
+        manager(RevokeKeyRequest(key_id=ended.key.key_id))
+    pepper = server.data / "pepper"
+    old, new = pepper.read_text(), f"{'ab' * 32}\n"
+    pepper.write_text(new + old)
+    for needed_by in ("1 key and 1 service token", "1 key"):
+        server.logs.unlink()
+        with server:
+            assert f'"needed_by": "{needed_by}"' in server.log
+    pepper.write_text(new)
+    before = contents(server.data)
+    server.stdout.unlink()
+    assert "holds 1 key under pepper" in refused(server)
+    assert contents(server.data) == before
+    pepper.write_text(new + old)
+    with server, client(server) as manager:
+        secret = manager(RotateKeyRequest(key_id=made.key.key_id)).secret
+    pepper.write_text(new)
+    retired = server.folder / "retired"
+    retired.touch(0o600)
+    retired.write_text(old)
+    with server, client(server) as manager:
+        assert manager(CheckKeyRequest(key=secret)).allowed
+        assert not manager(CheckKeyRequest(key=made.secret)).allowed
+    verify = ("audit", "verify", "--data", str(server.data))
+    assert run_process(*verify).code == 3
+    assert run_process(*verify, "--retired-pepper-file", str(retired)).code == 0
+
+
+def test_a_sealing_key_is_needed_by_what_is_sealed_only(server: Server) -> None:
+    """Lost before anything was sealed, another is made; lost with what is sealed, it is refused, and none is made."""
+    with server:
+        pass
+    sealing_key = server.data / "sealing.key"
+    sealing_key.unlink()
+    with server, client(server) as manager:
+        manager(CreateAccountRequest(account_id="sealed", policy="jodoo"))
+        made = manager(CreateKeyRequest(account_id="sealed"))
+    away = sealing_key.rename(server.folder / "away")
+    before = contents(server.data)
+    server.stdout.unlink()
+    assert "holds 1 key under sealing key" in refused(server)
+    assert not sealing_key.exists()
+    assert contents(server.data) == before
+    away.rename(sealing_key)
+    with server, client(server) as manager:
+        assert manager(RevealKeyRequest(key_id=made.key.key_id)).secret == made.secret
+        manager(RevokeKeyRequest(key_id=made.key.key_id))
+    sealing_key.unlink()
+    with server:
+        assert sealing_key.exists()
+
+
+def test_what_is_lost_for_good_is_given_up(server: Server) -> None:
+    """As the manual says: with a pepper or a sealing key lost it starts again, and a key that is rotated works."""
+    with server, client(server) as manager:
+        manager(CreateAccountRequest(account_id="sealed", policy="jodoo"))
+        made = manager(CreateKeyRequest(account_id="sealed"))
+    of_pepper, of_sealing_key = re.findall(r"```sql\n(.*?)```", MANUAL.read_text(encoding="utf-8"), re.DOTALL)
+    (server.data / "sealing.key").unlink()
+    give_up(server, "sealing key", of_sealing_key)
+    with server, client(server) as manager:
+        assert manager(CheckKeyRequest(key=made.secret)).allowed
+        assert manager.refusal(RevealKeyRequest(key_id=made.key.key_id)).reason == "NOT_RECOVERABLE"
+    (server.data / "pepper").write_text("ab" * 32)
+    give_up(server, "pepper", of_pepper)
+    with server, client(server) as manager:
+        assert manager(CheckKeyRequest(key=made.secret)).reason == REASON_KEY_NOT_FOUND
+        secret = manager(RotateKeyRequest(key_id=made.key.key_id)).secret
+        assert manager(CheckKeyRequest(key=secret)).key.key_id == made.key.key_id
+        assert manager(RevealKeyRequest(key_id=made.key.key_id)).secret == secret
+
+
+def give_up(server: Server, what: str, statements: str) -> None:
+    """See it refused, and end what is stored under the id that it says."""
+    server.stdout.unlink()
+    (lost,) = re.findall(rf"under {what} (\w{{16}}), which is not in", refused(server))
+    with closing(sqlite3.connect(server.data / "formgate.db")) as database:
+        database.executescript(statements.replace("'ID'", f"'{lost}'"))
+
+
+def contents(folder: Path) -> dict[str, str | bytes]:
+    """Return what is in a data folder; of the database, its rows."""
+    found: dict[str, str | bytes] = {}
+    for path in folder.iterdir():
+        if path.name == "formgate.db":
+            with closing(sqlite3.connect(path)) as database:
+                found[path.name] = "\n".join(database.iterdump())
+        elif not path.name.startswith("formgate.db-"):
+            found[path.name] = path.read_bytes()
+    return found
 
 
 @pytest.mark.parametrize("option", ["--listen", "--http"])

@@ -18,12 +18,24 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from formgate_server.core.errors import UnavailableError
-from formgate_server.core.model import UsageOutcome
+from formgate_server.core.model import KeyState, UsageOutcome
+from formgate_server.core.ports import StoredSecret
 from formgate_server.storage.sql import migrate, sqlite
 from formgate_server.storage.sql.engine import Database
-from formgate_server.storage.sql.fingerprints import Fingerprints
+from formgate_server.storage.sql.fingerprints import Fingerprints, Stored
 from tests.support.changing import AWAY, all_ways, cancelled_at, change, epoch_of, fill
-from tests.support.stores import account, add_key, database_url, digest, entry, key, opened, sqlite_stores
+from tests.support.stores import (
+    account,
+    add_key,
+    database_url,
+    digest,
+    entry,
+    key,
+    opened,
+    sqlite_stores,
+    stored,
+    token,
+)
 
 
 @pytest.fixture
@@ -345,3 +357,52 @@ async def test_fingerprints(file: Path) -> None:
         await fingerprints.remember("pepper", ["c", "a"])
         assert await fingerprints.check("pepper", []) == {"a", "b", "c"}
         assert await fingerprints.check("sealing key", ["s"]) == {"s"}
+
+
+async def test_what_is_of_use_under_a_pepper(database: Database) -> None:
+    """Keys that can still be let in, each once, and tokens; no revoked or deleted ones, no secrets that have ended."""
+    registry = sqlite_stores(database).registry
+    await add_key(registry, key("k2", state=KeyState.DISABLED, expire_time=1), "s2")  # both can change
+    await add_key(registry, key("k3", state=KeyState.REVOKED), "s3")
+    await add_key(registry, key("k4"), "s4")
+    async with registry.transaction() as transaction:
+        await transaction.delete_key("k4", 5)
+        await transaction.replace_secret("k1", stored("s1b"), 700)
+        for number, changes in enumerate(({}, {"expire_time": 750}, {"expire_time": 700}, {"revoke_time": 1})):
+            await transaction.insert_token(token(f"t{number}", **changes), digest(f"t{number}"), "pepper")
+    fingerprints = Fingerprints(database)
+    assert await fingerprints.stored("pepper", ["pepper", "another"], 700) == {"pepper": Stored(2, 2)}
+    async with registry.transaction() as transaction:
+        for key_id in ("k1", "k2"):
+            await transaction.replace_secret(key_id, StoredSecret(digest(f"{key_id} new"), "another", None), 800)
+    both = await fingerprints.stored("pepper", ["pepper", "another"], 799)
+    assert both == {"pepper": Stored(2, 1), "another": Stored(2)}
+    assert await fingerprints.stored("pepper", ["pepper"], 800) == {"pepper": Stored(0, 1)}
+    assert await fingerprints.stored("pepper", [], 700) == {}
+
+
+async def test_what_is_of_use_under_a_sealing_key(database: Database) -> None:
+    """Keys whose secret can be shown again; no revoked or deleted ones, none that was rotated to another."""
+    registry = sqlite_stores(database).registry
+    async with registry.transaction() as transaction:
+        for number, state in enumerate((KeyState.ENABLED, KeyState.REVOKED, KeyState.DISABLED, KeyState.ENABLED)):
+            new = key(f"r{number}", state=state)
+            await transaction.insert_key(new, stored(f"s{number}", recoverable=True), "")
+        await transaction.delete_key("r3", 5)
+    fingerprints = Fingerprints(database)
+    assert await fingerprints.stored("sealing key", ["sealing key"], 0) == {"sealing key": Stored(2)}
+    async with registry.transaction() as transaction:
+        await transaction.replace_secret("r0", stored("s0b"), 700)
+    assert await fingerprints.stored("sealing key", ["sealing key"], 0) == {"sealing key": Stored(1)}
+    async with registry.transaction() as transaction:
+        await transaction.replace_secret("r2", stored("s2b"), 700)
+    assert await fingerprints.stored("sealing key", ["sealing key"], 0) == {}
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [(Stored(1, 2), "1 key and 2 service tokens"), (Stored(1_000), "1,000 keys"), (Stored(0, 1), "1 service token")],
+)
+def test_what_is_stored_is_told(lost: Stored, told: str) -> None:
+    """In words, for people."""
+    assert str(lost) == told

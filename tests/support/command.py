@@ -145,9 +145,11 @@ def on_terminal(*arguments: str, columns: int = 80, environment: Mapping[str, st
         os.close(master)
 
 
-# Makes the terminal the one of its session, so that ctrl-C reaches the command and a password can be asked for.
+# Makes the terminal the one of its session, so that ctrl-C reaches the command and a password can be asked for. Tests
+# that a shell runs in the background ignore ctrl-C, and so would what they start: what a terminal starts does not.
 _LEAD = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.argv[1], sys.argv[1:])
 """

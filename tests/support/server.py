@@ -111,6 +111,10 @@ class Server:
     def start(self, seconds: float = 30) -> None:
         """Start the process and return when it is ready; AssertionError with its logs when it is not in time."""
         self.spawn()
+        self.wait_until_ready(seconds)
+
+    def wait_until_ready(self, seconds: float = 30) -> None:
+        """Return when a process that was spawned is ready; AssertionError with its logs when it is not in time."""
         try:
             ready = eventually(self._ready, seconds, "the server's ready line")
         except AssertionError as error:

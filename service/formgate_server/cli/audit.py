@@ -72,9 +72,21 @@ def verify(
             "--pepper-file", metavar="FILE", help="The server's peppers.", show_default="the one in the data folder"
         ),
     ] = None,
+    retired: Annotated[
+        list[Path],
+        typer.Option(
+            "--retired-pepper-file",
+            default_factory=list,
+            show_default=False,
+            metavar="FILE",
+            help="Peppers that the server has no more, to check what they signed. Repeatable.",
+        ),
+    ],
     json: Json = False,
 ) -> None:
-    """Tell whether the audit trail is as it was written. Ends with 1 where a row is altered or missing.
+    """Tell whether the audit trail is as it was written.
+
+    Ends with 0 where every row is sound, with 1 where one is altered or missing, else with 3: some can not be checked.
 
     It reads the database, that of FORMGATE_DATABASE_URL or in the data folder, and the pepper, and writes nothing; the
     server may run meanwhile.
@@ -87,15 +99,17 @@ def verify(
 
     given = settings(data=data, pepper_file=pepper_file)
     try:
-        found = asyncio.run(verify_audit(given, account_id))
+        found = asyncio.run(verify_audit(given, account_id, retired))
     except StartError as error:
         raise CommandError(str(error), ExitCode.UNDECIDED, hint="nothing is verified") from None
     if account_id is not None and not found:
         place = given.data if given.database_url is None else "the database"
         raise CommandError(f"{place} has no account {account_id}", ExitCode.UNDECIDED, hint="nothing is verified")
     findings.show(found, json=json)
-    if not all(each.intact for each in found.values()):
+    if any(each.tampered for each in found.values()):
         raise typer.Exit(ExitCode.REFUSED)
+    if not all(each.intact for each in found.values()):
+        raise typer.Exit(ExitCode.UNDECIDED)
 
 
 def _request(account_id: str, key_id: str, start: str, end: str) -> ListAuditEventsRequest:

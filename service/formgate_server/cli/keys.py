@@ -251,7 +251,7 @@ def rotate(
     if lasting is not None and lasting.ToNanoseconds():
         old = f"The old one works for {format_duration(lasting)} more"
     then = f"{old}. {output.ONCE_MAYBE}"
-    output.show_new(response, people.key(response.key), json=json, secret_only=secret_only, then=then)
+    output.show_new(response, people.changed_key(response), json=json, secret_only=secret_only, then=then)
 
 
 @app.command()

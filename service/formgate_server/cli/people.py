@@ -195,6 +195,7 @@ def changed_key(
         | keys_pb2.RevokeKeyResponse
         | keys_pb2.DisableKeyResponse
         | keys_pb2.EnableKeyResponse
+        | keys_pb2.RotateKeyResponse
     ),
 ) -> Table:
     """Return a key after a change, and from when on that holds."""

@@ -18,6 +18,7 @@ from formgate_server.cli.errors import CommandError, ExitCode, wrong_usage
 
 if TYPE_CHECKING:
     import grpc
+    from google.protobuf.descriptor import Descriptor
 
     from formgate.v1.accounts_pb2_grpc import AccountServiceStub
     from formgate.v1.authorization_pb2_grpc import AuthorizationServiceStub
@@ -74,7 +75,9 @@ class Page(Protocol):
 
 
 class PageOfThings(Protocol):
-    """A listing's response."""
+    """A listing's response: the things, and where it goes on."""
+
+    DESCRIPTOR: Descriptor
 
     @property
     def next_page_token(self) -> str:
@@ -83,6 +86,12 @@ class PageOfThings(Protocol):
 
 PageRequest = TypeVar("PageRequest", bound=Page)
 PageResponse = TypeVar("PageResponse", bound=PageOfThings)
+
+
+def _length(page: PageOfThings) -> int:
+    """Return how many things are on a page, which the server may end before it has as many as were asked for."""
+    things = (field.name for field in page.DESCRIPTOR.fields if field.name != "next_page_token")
+    return sum(len(getattr(page, name)) for name in things)
 
 
 class Server:
@@ -153,7 +162,7 @@ class Server:
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
-            left = None if left is None else left - request.page_size
+            left = None if left is None else left - _length(page)
 
     def close(self) -> None:
         """End the connection, if there ever was one."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from formgate_server.core.errors import UnauthenticatedError
+from formgate_server.core.errors import UnauthenticatedError, UnavailableError
+from formgate_server.core.freshness import Freshness
 from formgate_server.core.model import Caller, ServiceToken
 from formgate_server.core.ports import Clock, Registry
 from formgate_server.core.secrets import Peppers
 
 _CACHED_SECONDS = 1.0
+_REFRESHED_SECONDS = 0.5
+_PATIENCE_SECONDS = 0.25
 _MOST_CACHED = 10_000
 _LONGEST_TOKEN = 256
 
@@ -19,18 +23,32 @@ _LONGEST_TOKEN = 256
 class _Known(NamedTuple):
     token: ServiceToken
     caller: Caller
-    until: float
+    read: float
 
 
 class Authenticate:
-    """Finds the caller whose token is shown. Tokens are cached for at most a second; unknown ones are not."""
+    """Finds the caller whose token is shown. Tokens are cached for at most a second; unknown ones are not.
 
-    def __init__(self, registry: Registry, peppers: Peppers, clock: Clock, monotonic: Callable[[], float]) -> None:
+    A token in use is read again before its second is over, while calls go on with it. A database that does not answer
+    by then is not waited for: known tokens go on as known keys do, as long as ``freshness`` has it.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        peppers: Peppers,
+        clock: Clock,
+        monotonic: Callable[[], float],
+        *,
+        freshness: Freshness | None = None,
+    ) -> None:
         self._registry = registry
         self._peppers = peppers
         self._clock = clock
         self._monotonic = monotonic
+        self._freshness = freshness
         self._cache: dict[bytes, _Known] = {}
+        self._reads: dict[bytes, asyncio.Task[_Known]] = {}
 
     async def __call__(self, authorization: str) -> Caller:
         """Return the caller by the value of its ``authorization`` metadata. Raises UnauthenticatedError."""
@@ -40,13 +58,42 @@ class Authenticate:
             raise UnauthenticatedError(message, reason="MISSING_SERVICE_TOKEN")
         cache_key = hashlib.sha256(secret.encode()).digest()  # the cache holds no secret
         known = self._cache.get(cache_key)
-        if known is None or self._monotonic() >= known.until:
+        if known is None:
             known = await self._read(secret, cache_key)
+        else:
+            age = self._monotonic() - known.read
+            if age >= _REFRESHED_SECONDS:
+                known = await self._refreshed(secret, cache_key, known, age)
         token = known.token
         if token.expire_time is not None and self._clock.now() >= token.expire_time:
             message = f"service token {token.token_id} has expired"
             raise UnauthenticatedError(message, reason="SERVICE_TOKEN_EXPIRED")
         return known.caller
+
+    async def _refreshed(self, secret: str, cache_key: bytes, known: _Known, age: float) -> _Known:
+        freshness = self._freshness
+        if freshness is not None and not freshness.database_up and freshness.is_within_grace:
+            return known
+        read = self._reads.get(cache_key)
+        if read is None:
+            read = self._reads[cache_key] = asyncio.create_task(self._read(secret, cache_key))
+            read.add_done_callback(lambda task: self._end(cache_key, task))
+        if age < _CACHED_SECONDS:
+            return known
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                return await asyncio.shield(read)
+        except (TimeoutError, UnavailableError) as error:
+            if freshness is not None and freshness.is_within_grace:
+                return known
+            if isinstance(error, UnavailableError):
+                raise
+        return await asyncio.shield(read)
+
+    def _end(self, cache_key: bytes, task: asyncio.Task[_Known]) -> None:
+        del self._reads[cache_key]
+        if not task.cancelled():
+            task.exception()  # seen, even where nobody waits for it
 
     async def _read(self, secret: str, cache_key: bytes) -> _Known:
         began = self._monotonic()  # a read begun later than this may not be served longer than from here
@@ -59,6 +106,6 @@ class Authenticate:
         if len(self._cache) >= _MOST_CACHED:
             self._cache.clear()
         caller = Caller(token.token_id, token.role, token.account_id, token.policy)
-        known = _Known(token, caller, began + _CACHED_SECONDS)
+        known = _Known(token, caller, began)
         self._cache[cache_key] = known
         return known

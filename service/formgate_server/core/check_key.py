@@ -61,17 +61,16 @@ class CheckKey:
         record = self._at_hand(secret)
         if record is None and (own is None or prefix_of(secret) != prefix):
             return self._keyless(Reason.MALFORMED_KEY, query, caller, own)
-        return await self._decide(query, caller, own, fingerprint(secret), record)
+        return await self._decide(query, caller, own, secret, record)
 
     async def _decide(
-        self, query: CheckQuery, caller: Caller, own: Policy | None, known_by: bytes, record: KeyRecord | None
+        self, query: CheckQuery, caller: Caller, own: Policy | None, secret: str, record: KeyRecord | None
     ) -> Verdict:
         """Decide by ``record``, where the key is at hand; it is read again for as long as its account changes."""
-        digests = (known_by,)
         at_least = 0
         for _ in range(_ATTEMPTS):
             if record is None:
-                found = await self._keys.find(digests, at_least=at_least, source_ip=query.source_ip)
+                found = await self._find(secret, at_least, query.source_ip)
                 if isinstance(found, TooManyAttempts):
                     return self._keyless(Reason.TOO_MANY_INVALID_ATTEMPTS, query, caller, own, found.retry_after)
                 record = found
@@ -85,7 +84,7 @@ class CheckKey:
             if isinstance(outcome, EpochMoved):
                 at_least = outcome.epoch
                 continue
-            fresh = await self._keys.find(digests, at_least=LARGEST)  # begun after the epoch was found missing
+            fresh = await self._find(secret, LARGEST)  # begun after the epoch was found missing
             if isinstance(fresh, KeyRecord):
                 await self._limiter.seed(begun.charge.account_id, fresh.epoch, outcome.incarnation)
         message = "the account changes faster than its keys can be read; try again"
@@ -117,6 +116,9 @@ class CheckKey:
     def _at_hand(self, secret: str) -> KeyRecord | None:
         """Return a key found before by this very secret, whose form therefore needs no look."""
         return self._keys.known((fingerprint(secret),)) if could_be_secret(secret) else None
+
+    async def _find(self, secret: str, at_least: int, source_ip: str = "") -> KeyRecord | TooManyAttempts | None:
+        return await self._keys.find((fingerprint(secret),), at_least=at_least, source_ip=source_ip)
 
     def _begin(self, query: CheckQuery, record: KeyRecord, caller: Caller) -> _Begun | None:
         """Decide all but the limits; None: there is no such key for this caller, or not by this secret any more."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from formgate.rules.addresses import AddressRules
-from formgate.rules.grants import EVERYTHING, Grant, Grants
+from formgate.rules.grants import EVERYTHING, Catalogue, Grant, Grants
 from formgate.rules.reason import Reason
 from formgate.rules.standing import Standing
 from formgate_server.core.limits import Counter
@@ -24,6 +24,7 @@ from formgate_server.core.model import (
     Rolling,
 )
 from formgate_server.core.policy import Plan, Policy
+from formgate_server.core.sharing import shared
 from formgate_server.core.verdict import KeyRecord
 
 _STATES = {KeyState.ENABLED: Reason.OK, KeyState.DISABLED: Reason.KEY_DISABLED, KeyState.REVOKED: Reason.KEY_REVOKED}
@@ -43,12 +44,18 @@ def compile_key(
         expire_time=key.expire_time,
         environment=key.environment,
         addresses=AddressRules(key.ip_rules) if key.ip_rules else None,
-        api_groups=frozenset(key.api_groups) if key.api_groups else _NONE,
-        grants=Grants(key.grants or _ungranted(policy, creator), policy.catalogue),
-        ceiling=Grants(_rights(creator), policy.catalogue) if policy.keys.capped else None,
+        api_groups=shared(frozenset(key.api_groups)) if key.api_groups else _NONE,
+        grants=_compiled(key.grants or _ungranted(policy, creator), policy.catalogue),
+        ceiling=_compiled(_rights(creator), policy.catalogue) if policy.keys.capped else None,
     )
     counted = counters(account, policy.plans[account.plan], key)
-    return KeyRecord(key, policy, standing, counted, account.epoch, secret_end)
+    return KeyRecord(key, policy, shared(standing), counted, account.epoch, secret_end)
+
+
+@lru_cache(maxsize=2_000)
+def _compiled(grants: tuple[Grant, ...], catalogue: Catalogue) -> Grants:
+    """Compile grants, the same ones only once."""
+    return Grants(grants, catalogue)
 
 
 def _ungranted(policy: Policy, creator: Member | None) -> tuple[Grant, ...]:
@@ -84,13 +91,7 @@ def _counters(account_id: str, key_id: str, limits: Iterable[Limit], zone: str) 
         if of_key and not key_id:
             continue
         owner = f"{account_id}/{key_id}" if of_key else account_id
-        yield Counter(f"{owner}/{limit.name}/{_shape(limit)}", _shared(limit), zone)
-
-
-@lru_cache(maxsize=10_000)
-def _shared(limit: Limit) -> Limit:
-    """Return one and the same limit for all that are equal: most keys have the same few."""
-    return limit
+        yield Counter(f"{owner}/{limit.name}/{_shape(limit)}", shared(limit), zone)
 
 
 def _shape(limit: Limit) -> str:

@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 LARGEST = 2**63 - 1
 MOST_GRANTS = 1_000
+MOST_GRANT_BYTES = 128 * 1024
 MOST_LIMITS = 16
 MOST_PERMISSIONS = 100
 MOST_RESOURCES = 100
@@ -181,6 +182,9 @@ def grants(values: Sequence[Grant], policy: Policy, field: str = "grants") -> tu
         level(grant.level, policy, f"{here}.level")
         if not grant.level and not grant.permissions:
             raise InvalidArgumentError(here, "grants nothing; give permissions or a level")
+    size = sum(len(grant.resource) + sum(map(len, grant.permissions)) for grant in values)  # it is all ASCII
+    if size > MOST_GRANT_BYTES:
+        raise InvalidArgumentError(field, f"hold {size} bytes of names; at most {MOST_GRANT_BYTES} are allowed")
     return tuple(values)
 
 

@@ -25,7 +25,8 @@ SUB_WINDOWS = 60
 _EMPTY = (0,) * SUB_WINDOWS
 
 _HOUR = 60 * 60 * 1_000_000
-_LONGEST = {Period.DAY: 36 * _HOUR, Period.MONTH: 32 * 24 * _HOUR}  # no day or month of any zone is longer
+LONGEST_PERIOD = {Period.DAY: 36 * _HOUR, Period.MONTH: 32 * 24 * _HOUR}
+"""No day or month of any zone is longer, in microseconds."""
 
 LONGEST_FORGOTTEN = 5 * 60 * 1_000_000
 """Rolling windows up to this length, in microseconds, may start empty when the counters' store is lost."""
@@ -105,7 +106,7 @@ def up_to_now(counter: Counter, state: State | None, now: int) -> State:
         return _roll(state, number) if isinstance(state, Window) else Window(number, 0, 0, _EMPTY)
     if isinstance(per, Lifetime):
         return state if isinstance(state, Span) else Span(FOREVER, 0)
-    if isinstance(state, Span) and now < state.end <= now + _LONGEST[per.period]:
+    if isinstance(state, Span) and now < state.end <= now + LONGEST_PERIOD[per.period]:
         return state
     window = bounds(per.period, counter.zone, now)
     if isinstance(state, Span) and now < state.end:
@@ -216,7 +217,8 @@ def spend(counters: Sequence[Counter], states: Sequence[State | None], cost: int
     With cost 0 nothing is charged, and a limit with nothing left denies.
     """
     wanted = cost or 1
-    current = []
+    current: list[State] = []
+    charged: list[State] = []
     full = []
     for counter, earlier in zip(counters, states, strict=True):
         state = up_to_now(counter, earlier, now)
@@ -224,13 +226,11 @@ def spend(counters: Sequence[Counter], states: Sequence[State | None], cost: int
         amount = counter.limit.amount
         if amount is not None and state.used + wanted > amount:
             full.append((counter, state))
-    if full:
-        first = min((counter.limit for counter, _ in full), key=reason_of)
-        times = [fits_at(counter, state, wanted) for counter, state in full]
-        retry = None if None in times else max(time for time in times if time is not None)
-        return Spent(first, retry, current)
-    if cost:
-        for index, counter in enumerate(counters):
-            if counter.limit.amount is not None:
-                current[index] = add(current[index], cost)
-    return Spent(None, None, current)
+        else:
+            charged.append(add(state, cost) if cost and amount is not None else state)
+    if not full:
+        return Spent(None, None, charged)
+    first = min((counter.limit for counter, _ in full), key=reason_of)
+    times = [fits_at(counter, state, wanted) for counter, state in full]
+    retry = None if None in times else max(time for time in times if time is not None)
+    return Spent(first, retry, current)

@@ -100,11 +100,17 @@ class ManageTokens:
         return (await self._changes.apply(change)).result
 
     async def bootstrap(self, secret: str) -> None:
-        """See to it that ``secret`` is a manager's token; one that was revoked stays so. It does not expire."""
+        """See to it that ``secret`` is a manager's token; one that was revoked stays so. It does not expire.
+
+        From now on it is stored under the newest pepper, as no other token can be: so older ones can be retired.
+        """
         now = self._changes.clock.now()
 
         async def insert(transaction: Transaction) -> Changed[None]:
-            if await transaction.token_of_digest(self._peppers.digests(secret)) is None:
+            there = await transaction.token_of_digest(self._peppers.digests(secret))
+            if there is not None:
+                await transaction.replace_token_digest(there.token_id, *self._peppers.digest(secret))
+            else:
                 token = ServiceToken(
                     token_id=secrets.new_id("tok"),
                     display_name="bootstrap",

@@ -17,6 +17,10 @@ T = TypeVar("T")
 
 USUAL_PAGE = 100
 LARGEST_PAGE = 1_000
+HEAVIEST_PAGE = 1_000_000
+"""How much a page may hold, about in bytes: a client takes 4 MiB, unless it is told otherwise."""
+
+_AT_ONCE = 100
 
 
 class Page(NamedTuple, Generic[T]):
@@ -33,14 +37,27 @@ async def page(
     size: int,
     token: str,
 ) -> Page[T]:
-    """Return the page after ``token`` of what ``fetch(after, most)`` lists; ``listing`` tells it from others."""
+    """Return the page after ``token`` of what ``fetch(after, most)`` lists; ``listing`` tells it from others.
+
+    A page of large rows ends before it has ``size`` of them: no answer may be too large for its caller to take.
+    """
     fields.number(size, "page_size", largest=2**31 - 1)
     most = min(size or USUAL_PAGE, LARGEST_PAGE)
     mark = hashlib.sha256(repr(listing).encode()).hexdigest()[:8]
-    rows = await fetch(_read(token, mark), most + 1)  # one more tells whether there are more
-    if len(rows) <= most:
-        return Page(rows, "")
-    return Page(rows[:most], _write(cursor_of(rows[most - 1]), mark))
+    rows: list[T] = []
+    after, weight, ended = _read(token, mark), 0, False
+    while not ended:
+        wanted = min(most - len(rows), _AT_ONCE)
+        some = await fetch(after, wanted + 1)  # one more tells whether there are more
+        for row in some[:wanted]:
+            weight += len(repr(row))
+            if rows and weight > HEAVIEST_PAGE:
+                return Page(rows, _write(cursor_of(rows[-1]), mark))
+            rows.append(row)
+        if len(some) <= wanted:
+            return Page(rows, "")
+        after, ended = cursor_of(rows[-1]), len(rows) == most
+    return Page(rows, _write(cursor_of(rows[-1]), mark))
 
 
 def _write(cursor: Cursor, mark: str) -> str:

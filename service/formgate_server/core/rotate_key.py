@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from formgate_server.core import audit, fields, lookup, secrets
-from formgate_server.core.changes import Changed, Changes
+from formgate_server.core.changes import Changed, Changes, Effective
 from formgate_server.core.errors import FailedPreconditionError
 from formgate_server.core.keeper import Keeper
 from formgate_server.core.model import Caller, Key, KeyState
@@ -23,10 +23,10 @@ class RotateKey:
         self._policies = policies
         self._keeper = keeper
 
-    async def __call__(self, caller: Caller, key_id: str, overlap: int) -> tuple[Key, str]:
-        """Return the key and its new secret; the old one ends in ``overlap`` microseconds, 0 to 30 days.
+    async def __call__(self, caller: Caller, key_id: str, overlap: int) -> Effective[tuple[Key, str]]:
+        """Return the key and its new secret; none but that works longer than ``overlap`` microseconds, 0 to 30 days.
 
-        A secret that an earlier rotation gave an end keeps that. Raises FailedPreconditionError for a revoked key.
+        Not even one to which an earlier rotation gave a later end. Raises FailedPreconditionError for a revoked key.
         """
         fields.number(overlap, "overlap", largest=LONGEST_OVERLAP)
 
@@ -44,4 +44,4 @@ class RotateKey:
             await transaction.audit(audit.event(caller, "RotateKey", now, before=before, after=after))
             return Changed((after, secret), account.account_id, epoch)
 
-        return (await self._changes.apply(rotate)).result
+        return await self._changes.apply(rotate)

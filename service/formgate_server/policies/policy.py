@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -221,6 +221,13 @@ class _Policy(_File):
                 raise ValueError(message)
         return by_reason
 
+    def needed_levels(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """Yield the levels that a key must be able to have, each with the field that names it."""
+        for method, level in self.methods.items():
+            yield ("methods", method), level
+        if self.keys.ungranted not in {"NOTHING", "CREATOR"}:
+            yield ("keys", "ungranted"), self.keys.ungranted
+
     def policy(self) -> Policy:
         """Return the policy as a value."""
         levels = {name: Level[level] for name, level in self.permissions.items() if level != "NONE"}
@@ -282,7 +289,7 @@ def _source(path: Path) -> _Source:
 
 def _parse(source: _Source) -> Policy:
     try:
-        return _Policy.model_validate_json(json.dumps(tomllib.loads(source.text), default=_no_date)).policy()
+        file = _Policy.model_validate_json(json.dumps(tomllib.loads(source.text), default=_no_date))
     except tomllib.TOMLDecodeError as error:
         at = _AT_LINE.search(str(error))
         line = int(at[1]) if at else source.text.count("\n") + 1  # it says "at end of document" then
@@ -292,6 +299,12 @@ def _parse(source: _Source) -> Policy:
         raise source.error_at(first["loc"], first["msg"].removeprefix("Value error, ")) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, arrays thousands deep
         raise source.error(1, "the file: holds a number too long, or is nested too deep, to be read") from error
+    for field, level in file.needed_levels():
+        if level not in file.levels:
+            raise source.error_at(
+                field, f"{level} is none of the levels that the policy offers; give it a name in levels"
+            )
+    return file.policy()
 
 
 def _no_date(when: object) -> dict[str, str]:

@@ -96,9 +96,9 @@ def _decoded(method: Method, payload: bytes) -> Message:
 
 def _acting(caller: Caller, call: Call) -> Caller:
     """Return the caller with the member for whom it acts, as it says."""
-    actor, actor_ip = call.get("formgate-actor"), call.get("formgate-actor-ip")
-    if not actor and not actor_ip:
+    if "formgate-actor" not in call.metadata and "formgate-actor-ip" not in call.metadata:
         return caller
+    actor, actor_ip = call.get("formgate-actor"), call.get("formgate-actor-ip")
     fields.text(actor, "formgate-actor", _LONGEST_ACTOR)
     return replace(caller, actor=actor, actor_ip=fields.source_ip(actor_ip, "formgate-actor-ip"))
 

@@ -94,5 +94,7 @@ class KeyServicer:
     async def rotate_key(self, request: pb.RotateKeyRequest, caller: Caller) -> pb.RotateKeyResponse:
         """Give a key a new secret."""
         overlap = convert.duration(request, "overlap") or 0
-        key, secret = await self._rotate(caller, request.key_id, overlap)
-        return pb.RotateKeyResponse(key=convert.key(key), secret=secret)
+        done = await self._rotate(caller, request.key_id, overlap)
+        key, secret = done.result
+        effective_time = convert.timestamp(done.effective_time)
+        return pb.RotateKeyResponse(key=convert.key(key), secret=secret, effective_time=effective_time)

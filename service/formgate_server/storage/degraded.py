@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from formgate_server.core.errors import CountersUnavailableError, LostAnswerError, UnavailableError
 from formgate_server.core.fields import LARGEST
-from formgate_server.core.ports import Charge, Charged, EpochMissing, EpochMoved
+from formgate_server.core.ports import Charge, Charged, ChargeResult, EpochMoved
 
 if TYPE_CHECKING:
     from formgate_server.core.freshness import Freshness
@@ -66,6 +66,10 @@ def _fail(future: asyncio.Future[int | None], error: BaseException) -> None:
     future.exception()  # seen, even where all who waited have gone
 
 
+def _too_long() -> UnavailableError:
+    return UnavailableError("The database has been away for too long to go on without it.")
+
+
 class DegradedLimiter:
     """A Limiter over one that may be away (docs/guarantees.md: "When something is down").
 
@@ -92,16 +96,38 @@ class DegradedLimiter:
         self._alone = False
         self._reconciling: asyncio.Task[None] | None = None
 
-    async def charge(self, charge: Charge) -> Charged | EpochMoved | EpochMissing:
+    async def charge(self, charge: Charge) -> ChargeResult:
         """See ``Limiter.charge``."""
         if not self._freshness.is_within_grace:
-            raise UnavailableError("The database has been away for too long to go on without it.")
+            raise _too_long()
         try:
             outcome = await self._shared.charge(charge)
-        except LostAnswerError:
-            return await self._charge_alone(charge, maybe_charged=True)
-        except CountersUnavailableError:
-            return await self._charge_alone(charge, maybe_charged=False)
+        except CountersUnavailableError as error:
+            return await self._charge_alone(charge, maybe_charged=isinstance(error, LostAnswerError))
+        return self._told(charge, outcome)
+
+    async def charge_many(self, charges: Sequence[Charge]) -> Sequence[ChargeResult | UnavailableError]:
+        """See ``Limiter.charge_many``."""
+        if not self._freshness.is_within_grace:
+            return [_too_long()] * len(charges)
+        results: list[ChargeResult | UnavailableError] = []
+        lost: list[int] = []
+        for charge, outcome in zip(charges, await self._shared.charge_many(charges), strict=True):
+            if isinstance(outcome, CountersUnavailableError):
+                lost.append(len(results))
+            results.append(outcome if isinstance(outcome, UnavailableError) else self._told(charge, outcome))
+        alone = await asyncio.gather(*(self._instead(charges[at], results[at]) for at in lost))
+        for at, result in zip(lost, alone, strict=True):
+            results[at] = result
+        return results
+
+    async def _instead(self, charge: Charge, lost: object) -> ChargeResult | UnavailableError:
+        try:
+            return await self._charge_alone(charge, maybe_charged=isinstance(lost, LostAnswerError))
+        except UnavailableError as error:
+            return error
+
+    def _told(self, charge: Charge, outcome: ChargeResult) -> ChargeResult:
         if self._alone:
             self._come_back()
         if isinstance(outcome, Charged):
@@ -205,11 +231,19 @@ class FreshKeys:
         self._cache = cache
         self._freshness = freshness
 
+    def known(self, digests: Sequence[bytes]) -> KeyRecord | None:
+        """See ``KeyFinder``. Nothing is at hand that may be old."""
+        return self._finder.known(digests) if self._may_be_cached else None
+
+    @property
+    def _may_be_cached(self) -> bool:
+        """Without the database, what is known goes by the epochs in the counters' store."""
+        return self._freshness.is_fresh or not self._freshness.database_up
+
     def find(
         self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = ""
     ) -> Coroutine[Any, Any, KeyRecord | TooManyAttempts | None]:
         """See ``KeyFinder``."""
-        freshness = self._freshness
-        if not freshness.is_fresh and freshness.database_up and self._cache.known(digests) is not None:
+        if not self._may_be_cached and self._cache.known(digests) is not None:
             return self._cache.find(digests, at_least=LARGEST)
         return self._finder.find(digests, at_least=at_least, source_ip=source_ip)

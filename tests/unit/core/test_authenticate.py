@@ -11,6 +11,7 @@ import pytest
 
 from formgate_server.core.authenticate import Authenticate
 from formgate_server.core.errors import UnauthenticatedError, UnavailableError
+from formgate_server.core.freshness import Freshness
 from formgate_server.core.model import Caller, ServiceRole, ServiceToken
 from formgate_server.core.secrets import TOKEN_PREFIX, Peppers, new_secret
 from tests.support.clock import SettableClock
@@ -59,7 +60,11 @@ class World:
         self.tokens = Tokens(SECRET, pepper)
         self.clock = SettableClock(1_000)
         self.seconds = 100.0
-        self.authenticate = Authenticate(self.tokens, Peppers([NEW, OLD]), self.clock, lambda: self.seconds)
+        self.freshness = Freshness(lambda: self.seconds, max_staleness=30, database_grace=600)
+        peppers, stopwatch = Peppers([NEW, OLD]), lambda: self.seconds
+        self.authenticate = Authenticate(self.tokens, peppers, self.clock, stopwatch)
+        self.shared = Authenticate(self.tokens, peppers, self.clock, stopwatch, freshness=self.freshness)
+        """The same, of a process that shares its database with others."""
 
     async def caller(self, header: str = f"Bearer {SECRET}") -> Caller:
         """Authenticate."""
@@ -179,3 +184,49 @@ async def test_the_cache_holds_no_secret_and_does_not_grow_without_end() -> None
         await world.caller(f"Bearer {secret}")
     assert 1 <= len(world.authenticate._cache) <= 10_000
     assert all(len(digest) == 32 for digest in world.authenticate._cache)
+
+
+async def test_a_token_in_use_is_read_before_its_second_is_over() -> None:
+    """Nobody waits for that, and many calls make one read of it; what it finds counts from its begin."""
+    world = World()
+    await world.caller()
+    world.seconds += 0.6
+    world.tokens.gate = asyncio.Event()
+    for _ in range(10):
+        await world.caller()
+        await asyncio.sleep(0)
+    assert world.tokens.reads == 2
+    world.tokens.token = None
+    world.tokens.gate.set()
+    await asyncio.sleep(0.01)
+    world.seconds += 0.9
+    await world.caller()
+    world.seconds += 0.2
+    assert await world.refused() == "INVALID_SERVICE_TOKEN"
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+async def test_a_known_token_goes_on_while_the_database_is_away(*, frozen: bool) -> None:
+    """As long as known keys do, then no more; an unknown one has no answer; a lone process refuses at once."""
+    world = World()
+    header = f"Bearer {SECRET}"
+    await world.shared(header)
+    world.tokens.broken = not frozen
+    world.tokens.gate = asyncio.Event() if frozen else None
+    world.seconds += 2
+    assert (await world.shared(header)).token_id == "t1"
+    world.freshness.lost()
+    world.seconds += 500
+    reads = world.tokens.reads
+    assert (await world.shared(header)).token_id == "t1"
+    assert world.tokens.reads == reads, "a database that is away is not asked on every call"
+    world.seconds += 200
+    world.tokens.broken = True
+    if world.tokens.gate is not None:
+        world.tokens.gate.set()
+    with pytest.raises(UnavailableError):
+        await world.shared(header)
+    with pytest.raises(UnavailableError):
+        await world.shared(f"Bearer {new_secret(TOKEN_PREFIX)}")
+    with pytest.raises(UnavailableError):
+        await world.caller()

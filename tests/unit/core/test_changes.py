@@ -17,6 +17,8 @@ from formgate_server.storage.memory.registry import MemoryRegistry
 from tests.support.clock import SettableClock
 from tests.support.stores import AUDIT_KEYS
 
+STALENESS = 30_000_000
+
 
 class Gated(MemoryRegistry):
     """A registry whose commits wait for a gate, or fail."""
@@ -68,7 +70,7 @@ class World:
         self.registry = Gated()
         self.limiter = Publications()
         self.clock = SettableClock(1_000)
-        self.changes = Changes(self.registry, self.limiter, self.clock)
+        self.changes = Changes(self.registry, self.limiter, self.clock, max_staleness=STALENESS)
         self.registry.tables.accounts["acme"] = Account(
             account_id="acme",
             display_name="",
@@ -212,11 +214,13 @@ async def test_a_failed_commit_publishes_nothing(world: World) -> None:
     assert (world.epoch, world.limiter.begun) == (1, [])
 
 
-async def test_a_failed_publication_is_no_success(world: World) -> None:
-    """Nobody may be told that a change is effective which checks need not know of."""
+async def test_a_change_that_could_not_be_published_is_in_effect_later(world: World) -> None:
+    """It is committed, so it is no failure; but nobody is told that checks know of it which need not."""
     world.limiter.broken = True
-    with pytest.raises(UnavailableError):
-        await world.changes.apply(bump)
+    changed = await world.changes.apply(bump)
+    assert (world.epoch, changed.effective_time) == (2, world.clock.now() + STALENESS)
+    world.limiter.broken = False
+    assert (await world.changes.apply(bump)).effective_time == world.clock.now()
 
 
 @pytest.mark.parametrize("store", ["registry", "limiter"])

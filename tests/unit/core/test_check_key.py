@@ -841,3 +841,92 @@ def test_no_check_that_began_after_a_change_returned_decides_by_the_old_state(fi
         Reason.ACCOUNT_SUSPENDED,
         Reason.IP_NOT_ALLOWED,
     }
+
+
+# ------------------------------------------------------------------------------------------------- many checks at once
+
+
+async def at_hand(world: World, *secrets: str, **asked: Any) -> list[Verdict | UnavailableError | None]:
+    """Check many keys at once."""
+    check = CheckKey(Unguarded(world.keys), world.limiter, POLICIES, world.clock, world.last_used)
+    return await check.all_at_hand([CheckQuery(secret, **asked) for secret in secrets], CHECKER)
+
+
+async def test_checks_at_once_are_decided_as_each_alone() -> None:
+    """In order, each charged: the last finds nothing left. What is not at hand is left to be decided by itself."""
+    world = World()
+    scarce = replace(ROOMY, amount=4)
+    secret = await world.add({"limits": (scarce,)})
+    disabled = await world.add({"key_id": "k2", "state": KeyState.DISABLED})
+    for each in (secret, disabled):
+        assert await at_hand(world, each) == [None]
+        await world.check(each)
+    alone = await world.check(secret)
+    told = await at_hand(world, secret, UNKNOWN["default"], secret, disabled, "", secret[:-1] + "!", secret)
+    assert [one and one.reason for one in told if not isinstance(one, UnavailableError)] == [
+        Reason.OK, None, Reason.OK, Reason.KEY_DISABLED, None, None, Reason.RATE_LIMITED,
+    ]  # fmt: skip
+    first = told[0]
+    assert isinstance(first, Verdict)
+    assert first == alone._replace(limits=(alone.limits[0]._replace(remaining=1),))
+
+
+async def test_checks_at_once_know_every_change() -> None:
+    """A key that was disabled is not decided by what is at hand of it, and not charged."""
+    world = World()
+    secret = await world.add({"limits": (ROOMY,)})
+    await world.check(secret)
+    await world.set_state(KeyState.DISABLED)
+    assert await at_hand(world, secret, secret) == [None, None]
+    assert (await world.check(secret)).reason is Reason.KEY_DISABLED
+    await world.set_state(KeyState.ENABLED)
+    assert (await world.check(secret)).limits[0].remaining == 998
+
+
+@pytest.mark.parametrize("answer", [EpochMoved(2), EpochMissing(1)])
+async def test_checks_at_once_without_an_answer_are_left(answer: ChargeResult) -> None:
+    """To be decided by themselves, as nothing was charged."""
+    world = World()
+    secret = await world.add({})
+    await world.check(secret)
+    world.limiter = Scripted(answer)
+    assert await at_hand(world, secret) == [None]
+
+
+async def test_checks_at_once_that_may_have_been_charged_are_not_charged_again() -> None:
+    """What became of them is not known, and that is said: to decide them anew could charge twice."""
+    world = World()
+    secret = await world.add({})
+    await world.check(secret)
+    error = UnavailableError("The answer was lost.")
+
+    class Lost(Scripted):
+        async def charge_many(self, charges: Sequence[Charge]) -> list[ChargeResult | UnavailableError]:
+            return [error for _ in charges]
+
+    world.limiter = Lost(FINE)
+    assert await at_hand(world, secret, secret) == [error, error]
+
+
+@pytest.mark.parametrize("asked", [{"policy": "second"}, {"policy": "third"}])
+async def test_checks_at_once_of_another_policy_are_left(asked: dict[str, Any]) -> None:
+    """Whether there is such a policy or not; nothing is charged."""
+    world = World()
+    secret = await world.add({"limits": (ROOMY,)})
+    await world.check(secret)
+    assert await at_hand(world, secret, **asked) == [None]
+    assert (await world.check(secret)).limits[0].remaining == 998
+
+
+async def test_a_key_is_kept_under_no_clear_secret() -> None:
+    """The cache knows it by SHA-256 only, and what is wrong in its checksum is asked of no store."""
+    world = World()
+    secret = await world.add({})
+    await world.check(secret)
+    assert isinstance(world.keys, CachedKeyStore)
+    assert list(world.keys._records) == [fingerprint(secret)]
+    assert secret not in repr(world.keys._records)
+    world.keys = watched = Recording(world.keys)
+    for wrong in (secret[:-1] + ("a" if secret[-1] != "a" else "b"), secret + "0", secret[1:], secret.lower() + "é"):
+        assert (await world.check(wrong)).reason is Reason.MALFORMED_KEY
+    assert watched.asked == []

@@ -40,7 +40,7 @@ async def test_no_overlap(world: World) -> None:
 
 
 async def test_rotated_twice(world: World) -> None:
-    """Each secret keeps the end that its own rotation gave it; the newest has none."""
+    """Within each other's overlaps all three work; each has its end, the newest none."""
     key, first = await world.key()
     _, second = await world.rotate(CALLER, key.key_id, 2 * HOUR)
     world.clock.time += HOUR
@@ -65,6 +65,18 @@ async def test_a_second_rotation_prolongs_nothing(world: World) -> None:
     await world.rotate(CALLER, key.key_id, DAY)
     world.clock.time += SECOND
     assert await world.told(first) == "KEY_NOT_FOUND"
+
+
+@pytest.mark.parametrize("overlap", [0, SECOND, HOUR])
+async def test_a_second_rotation_cuts_short(world: World, overlap: int) -> None:
+    """No secret but the newest outlives the overlap given last, whatever an earlier rotation promised it."""
+    key, first = await world.key()
+    _, second = await world.rotate(CALLER, key.key_id, DAY)
+    _, third = await world.rotate(CALLER, key.key_id, overlap)
+    told = [await world.told(secret) == "OK" for secret in (first, second, third)]
+    assert told == [overlap > 0, overlap > 0, True]
+    world.clock.time += overlap
+    assert [await world.told(secret) for secret in (first, second, third)] == ["KEY_NOT_FOUND", "KEY_NOT_FOUND", "OK"]
 
 
 @pytest.mark.parametrize("state", [KeyState.REVOKED, KeyState.DISABLED])

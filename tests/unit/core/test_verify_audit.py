@@ -44,14 +44,17 @@ def chain(count: int, *, unsigned: int = 0, old: int = 0) -> list[AuditRow]:
     return rows
 
 
-async def found(rows: Sequence[AuditRow], newest: int | None = None, keys: Peppers = KEYS) -> Findings:
+async def found(
+    rows: Sequence[AuditRow], newest: int | None = None, keys: Peppers = KEYS, more: Sequence[Peppers] = ()
+) -> Findings:
     """Verify a trail."""
 
     async def each() -> AsyncIterator[AuditRow]:
         for row in rows:
             yield row
 
-    return await verify(each(), rows[-1].sequence if newest is None else newest, keys)
+    used = (*OLD.ids, *NEW.ids)
+    return await verify(each(), rows[-1].sequence if newest is None else newest, [keys, *more], used)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 9])
@@ -148,10 +151,31 @@ async def test_an_end_cut_off_with_the_head() -> None:
 
 
 async def test_a_key_that_is_gone() -> None:
-    """Rows whose key is not there any more are not called sound, nor altered; those behind them are checked."""
+    """Rows whose key is not at hand are not called sound, nor altered, nor is the trail intact; with it they are."""
     findings = await found(chain(6, old=4), keys=NEW)
     assert findings == Findings(sound=2, unchecked=[1, 2, 3, 4])
-    assert findings.intact
+    assert (findings.intact, findings.tampered) == (False, False)
+    assert await found(chain(6, old=4), keys=NEW, more=[OLD]) == Findings(sound=6)
+
+
+@pytest.mark.parametrize("keys", [KEYS, NEW])
+async def test_a_key_that_never_was(keys: Peppers) -> None:
+    """A row that was altered, and names a key that never signed here, is altered: it can not hide as unchecked."""
+    rows = chain(5)
+    rows[2] = rows[2]._replace(event=event(9), mac_key_id="f" * 16)
+    assert (await found(rows, keys=keys)).altered == [3]
+    mac, key_id = Peppers([b"3" * 32]).mac(linked(rows[1].mac, 3, event(9)))
+    rows[2] = AuditRow(3, event(9), mac, key_id)
+    assert (await found(rows, keys=keys)).altered == [3, 4]
+
+
+async def test_a_key_that_is_gone_hides_no_more_than_it_must() -> None:
+    """A row altered to name a key that did sign once, and is not at hand, is unchecked: not sound, nor intact."""
+    rows = chain(5)
+    rows[2] = rows[2]._replace(event=event(9), mac_key_id=OLD.ids[0])
+    findings = await found(rows, keys=NEW)
+    assert (findings.unchecked, findings.intact) == ([3], False)
+    assert (await found(rows, keys=NEW, more=[OLD])).altered == [3]
 
 
 async def test_rows_from_before_the_chain() -> None:

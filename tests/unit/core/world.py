@@ -17,6 +17,7 @@ from formgate_server.core.record_usage import RecordUsage
 from formgate_server.core.rotate_key import RotateKey
 from formgate_server.core.secrets import Peppers
 from formgate_server.core.set_key_state import SetKeyState
+from formgate_server.core.settle import Settle
 from formgate_server.core.verdict import CheckQuery, Verdict
 from formgate_server.policies.policy import load
 from formgate_server.storage.memory.counters import MemoryReservations
@@ -51,10 +52,10 @@ class World:
         self.accounts = ManageAccounts(changes, self.policies)
         self.members = ManageMembers(changes, self.policies)
         self.create = CreateKey(changes, self.policies, keeper)
-        self.rotate = RotateKey(changes, self.policies, keeper)
+        self._rotate = RotateKey(changes, self.policies, keeper)
         self.states = SetKeyState(changes)
         self.read = ReadAccount(self.registry, self.limiter, ledger, self.policies, self.clock)
-        self.record = RecordUsage(ledger, self.registry, self.limiter, self.policies, self.clock)
+        self.record = RecordUsage(ledger, Settle(ledger, self.limiter, self.policies), self.policies, self.clock)
 
     async def account(self, account_id: str = "acme", **fields: Any) -> str:
         """Make an account."""
@@ -63,6 +64,10 @@ class World:
     async def key(self, account_id: str = "acme", **fields: Any) -> tuple[Key, str]:
         """Make a key; returns it and its secret."""
         return await self.create(CALLER, NewKey(account_id=account_id, **fields))
+
+    async def rotate(self, caller: Caller, key_id: str, overlap: int) -> tuple[Key, str]:
+        """Rotate a key; returns it and its new secret."""
+        return (await self._rotate(caller, key_id, overlap)).result
 
     async def check(self, secret: str, **asked: Any) -> Verdict:
         """Check a key."""

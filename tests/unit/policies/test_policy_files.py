@@ -28,7 +28,7 @@ TOP = {
     "description": '"Keys that authenticate."',
     "prefixes": '{ LIVE = "tiny_", TEST = "tiny-t_" }',
     "open_catalogue": "true",
-    "levels": '{ READ = "Viewer" }',
+    "levels": '{ READ = "Viewer", WRITE = "Editor", MANAGE = "Owner" }',
     "methods": '{ GET = "READ", "*" = "MANAGE" }',
     "api_groups": '["a"]',
     "usage_tags": '["t"]',
@@ -103,7 +103,7 @@ def test_every_field() -> None:
     assert policy.prefixes == {Environment.LIVE: "tiny_", Environment.TEST: "tiny-t_"}
     assert policy.catalogue.is_open
     assert policy.catalogue.levels == {"forms.view": Level.READ}
-    assert policy.levels == {Level.READ: "Viewer"}
+    assert policy.levels == {Level.READ: "Viewer", Level.WRITE: "Editor", Level.MANAGE: "Owner"}
     assert policy.methods == {"GET": Level.READ, "*": Level.MANAGE}
     assert (policy.api_groups, policy.usage_tags) == (frozenset({"a"}), ("t",))
     keys = policy.keys
@@ -299,6 +299,26 @@ def test_reasons() -> None:
     for name in ("OK", "KEY_LOST", "key_expired", ""):
         said = refusal(written({}) + f'\n[denials."{name}"]\nstatus = 400')
         assert ": denials: " in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"levels": None}, "tiny.toml:5: methods.GET: READ"),
+        ({"levels": '{ READ = "Viewer", WRITE = "Editor" }'}, "tiny.toml:6: methods.*: MANAGE"),
+        ({"levels": '{ READ = "Viewer", MANAGE = "Owner" }'}, "tiny.toml:15: keys.ungranted: WRITE"),
+        ({"levels": None, "methods": None}, "tiny.toml:13: keys.ungranted: WRITE"),
+    ],
+)
+def test_a_level_that_is_not_offered(changes: dict[str, str | None], told: str) -> None:
+    """Neither a method nor a key without grants can need or have a level that no key may be given."""
+    assert refusal(written(changes)).startswith(f"{told} is none of the levels that the policy offers")
+
+
+def test_levels_that_nothing_names() -> None:
+    """A policy may offer more than methods need, or none where nothing needs one."""
+    assert parsed({"methods": '{ GET = "READ" }', "keys.ungranted": '"CREATOR"'}).methods == {"GET": Level.READ}
+    assert parsed({"levels": None, "methods": None, "keys.ungranted": '"NOTHING"'}).levels == {}
 
 
 def test_creators_need_a_creator() -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from formgate.rules.addresses import AddressRules
 from formgate.rules.grants import Catalogue, Grant, Grants, Level
 from formgate.rules.reason import Reason
 from formgate.rules.standing import Standing, Wanted, denial
@@ -69,22 +67,3 @@ def test_a_ceiling_is_no_grant() -> None:
     assert denial(key, Wanted(("forms.view",), resources=("forms/f1",)), 0) is None
     assert denial(key, Wanted(("forms.edit",), resources=("forms/f1",)), 0) is Reason.PERMISSION_DENIED
     assert denial(key, Wanted(("forms.view",), resources=("forms/f2",)), 0) is Reason.RESOURCE_NOT_ALLOWED
-
-
-def test_fifty_address_rules_are_quick() -> None:
-    """50 rules of many shapes, compiled once, cost a check no more than 2 microseconds (best of many rounds)."""
-    rules = [f"10.{at}.*.*" for at in range(20)] + [f"192.0.{at}.{at}" for at in range(20)]
-    rules += [f"172.{at}.0.0/{16 + at % 4}" for at in range(0, 160, 16)]
-    compiled = AddressRules(rules)
-    assert len(rules) == 50
-    best = min(_seconds(compiled, "203.0.113.7") for _ in range(50))
-    assert not compiled.allow("203.0.113.7")
-    assert compiled.allow("::ffff:10.19.0.1")
-    assert best < 2e-6, f"{best * 1e6:.2f} us"
-
-
-def _seconds(rules: AddressRules, address: str) -> float:
-    began = time.perf_counter()
-    for _ in range(200):
-        rules.allow(address)
-    return (time.perf_counter() - began) / 200

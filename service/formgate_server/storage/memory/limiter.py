@@ -38,6 +38,7 @@ from formgate_server.core.ports import (
     Reservations,
     Reserved,
 )
+from formgate_server.storage.mark_writer import MarkWriter
 
 REMEMBERED = 60 * 1_000_000
 """How long an admission's request_id is remembered, in microseconds."""
@@ -109,10 +110,9 @@ class MemoryLimiter:
         """
         self._clock = clock
         self._reservations = reservations
-        self._on_degraded = on_degraded
-        self._retry_seconds = retry_seconds
-        self._patience_seconds = patience_seconds
-        self._degraded = False
+        self._writer: MarkWriter[_Cell] = MarkWriter(
+            self._write, on_degraded, retry_seconds=retry_seconds, patience_seconds=patience_seconds
+        )
         self._epochs: dict[str, int] = {}
         self._incarnations: dict[str, int] = {}
         self._last_incarnation = 0
@@ -122,9 +122,6 @@ class MemoryLimiter:
         self._adjusted: OrderedDict[tuple[str, str], int] = (
             OrderedDict()
         )  # the names of adjustments, each with its time
-        self._wanted: dict[_Cell, int] = {}  # the marks to raise, each by how many units at least
-        self._written = asyncio.Event()  # set when the write that takes what is wanted now has ended
-        self._writer: asyncio.Task[None] | None = None
 
     async def charge(self, charge: Charge) -> ChargeResult:
         """See ``Limiter.charge``."""
@@ -133,7 +130,7 @@ class MemoryLimiter:
             if result is not None:
                 return result
             if all(counter.id in self._cells for counter in charge.counters):
-                await self._written.wait()
+                await self._writer.written.wait()
             else:
                 await self._load(charge.counters)
 
@@ -156,7 +153,7 @@ class MemoryLimiter:
         if moved is not None:
             return moved
         if not charge.counters:
-            return Charged(None, None, (), self._degraded)
+            return Charged(None, None, (), self._writer.degraded)
         try:
             cells = [self._cells[counter.id] for counter in charge.counters]
         except KeyError:
@@ -216,12 +213,12 @@ class MemoryLimiter:
                 self._remember(request, charge.cost, cells, now)
         standings = tuple(map(standing, charge.counters, spent.states))
         retry = None if spent.retry_time is None else spent.retry_time - now
-        return Charged(spent.denied, retry, standings, self._degraded)
+        return Charged(spent.denied, retry, standings, self._writer.degraded)
 
     def _told(self, counters: Sequence[Counter], cells: Sequence[_Cell], now: int) -> Charged:
         """Tell where the counters stand."""
         states = [up_to_now(counter, cell.state, now) for counter, cell in zip(counters, cells, strict=True)]
-        return Charged(None, None, tuple(map(standing, counters, states)), self._degraded)
+        return Charged(None, None, tuple(map(standing, counters, states)), self._writer.degraded)
 
     def _remember(self, request: tuple[str, str], cost: int, cells: Sequence[_Cell], now: int) -> None:
         while self._admitted and not _remembered(self._admitted[0][0], now):
@@ -254,7 +251,7 @@ class MemoryLimiter:
                 return
             if self._covered(counters, cells, states, units):
                 break
-            await self._written.wait()
+            await self._writer.written.wait()
         self._adjusted[account_id, once] = now
         while abs(now - next(iter(self._adjusted.values()))) > ADJUSTED:
             self._adjusted.popitem(last=False)
@@ -271,7 +268,7 @@ class MemoryLimiter:
         for cell, charged_at in admission.charged:
             cell.state = give_back(up_to_now(cell.counter, cell.state, now), admission.cost, charged_at)
             if cell.block:
-                self._raise_mark(cell, 0)  # a mark that stays above what was given back would cost it after all
+                self._writer.want(cell, 0)  # a mark that stays above what was given back would cost it after all
 
     async def _load(self, counters: Sequence[Counter]) -> None:
         """See to it that there are cells, those that outlived an earlier process as the database has them."""
@@ -298,8 +295,8 @@ class MemoryLimiter:
         if not covered:
             for cell in cells:  # those that are high enough must stay so until the others are
                 if cell.block:
-                    self._raise_mark(cell, units)
-        return covered or self._degraded
+                    self._writer.want(cell, units)
+        return covered or self._writer.degraded
 
     def _note(self, cells: Sequence[_Cell], units: int) -> None:
         """Count charged units against the marks, and raise in time those that are half used up."""
@@ -309,40 +306,7 @@ class MemoryLimiter:
             cell.spent += units
             cell.ahead -= units
             if cell.ahead < cell.block // 2 and cell.ahead < (cell.counter.limit.amount or 0) - cell.state.used:
-                self._raise_mark(cell, 0)
-
-    def _raise_mark(self, cell: _Cell, units: int) -> None:
-        """Have the cell's mark raised so that at least ``units`` fit under it."""
-        self._wanted[cell] = max(units, self._wanted.get(cell, 0))
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._write_marks())
-
-    async def _write_marks(self) -> None:
-        """Write marks until none is wanted: whatever is wanted during a write goes together into the next."""
-        while self._wanted:
-            wanted, self._wanted = self._wanted, {}
-            written, self._written = self._written, asyncio.Event()
-            patience = asyncio.get_running_loop().call_later(self._patience_seconds, self._give_up, written)
-            try:
-                await self._write(wanted)
-            except (Exception, asyncio.CancelledError):  # whatever it was, no check may hang on it
-                if _is_cancelled():
-                    raise
-                self._wanted = wanted | self._wanted
-                self._give_up(written)
-                await asyncio.sleep(self._retry_seconds)
-            else:
-                self._set_degraded(degraded=False)
-                written.set()
-                await asyncio.sleep(0)  # first come those who wait for this write
-            finally:
-                patience.cancel()
-        self._writer = None
-
-    def _give_up(self, written: asyncio.Event) -> None:
-        """Let charges go on though their marks are not written."""
-        self._set_degraded(degraded=True)
-        written.set()
+                self._writer.want(cell, 0)
 
     async def _write(self, wanted: dict[_Cell, int]) -> None:
         now = self._clock.now()
@@ -360,18 +324,11 @@ class MemoryLimiter:
             cell.ahead = ahead - (cell.spent - spent)
             cell.marked = period
             if ahead > cell.block:
-                self._wanted.setdefault(cell, 0)  # made to measure; used or not, it may not stay so high
-
-    def _set_degraded(self, *, degraded: bool) -> None:
-        if degraded is not self._degraded:
-            self._degraded = degraded
-            self._on_degraded(degraded)
+                self._writer.want(cell, 0)  # made to measure; used or not, it may not stay so high
 
     async def close(self) -> None:
         """Write every counter as it stands, so that a restart costs nothing. Raises UnavailableError."""
-        if self._writer is not None:
-            self._writer.cancel()
-            await asyncio.gather(self._writer, return_exceptions=True)
+        await self._writer.stop()
         now = self._clock.now()
         exact = {
             cell.counter.id: Reserved(up_to_now(cell.counter, cell.state, now), 0)
@@ -381,9 +338,3 @@ class MemoryLimiter:
         ids = list(exact)
         for first in range(0, len(ids), _MARKS_A_WRITE):
             await self._reservations.save({id_: exact[id_] for id_ in ids[first : first + _MARKS_A_WRITE]})
-
-
-def _is_cancelled() -> bool:
-    """Tell whether it is this very task that is to end, not something that it waited for."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -38,8 +38,8 @@ class Tables:
     key_requests: MutableMapping[tuple[str, str], str] = field(default_factory=dict)
     """Key id by account id and request id."""
     tokens: MutableMapping[str, ServiceToken] = field(default_factory=dict)
-    token_secrets: MutableMapping[bytes, str] = field(default_factory=dict)
-    """Token id by digest."""
+    token_secrets: MutableMapping[bytes, str | None] = field(default_factory=dict)
+    """Token id by digest; None: it is nobody's any more."""
     audit: MutableMapping[str, tuple[AuditRow, ...]] = field(default_factory=dict)
     """By account id, in order."""
     changes: MutableMapping[tuple[str, int], int] = field(default_factory=dict)
@@ -55,8 +55,8 @@ class Tables:
 
     def token_of_digest(self, digests: Iterable[bytes]) -> ServiceToken | None:
         """Return the service token that has one of these secret digests."""
-        found = (self.token_secrets[digest] for digest in digests if digest in self.token_secrets)
-        return next((self.tokens[token_id] for token_id in found), None)
+        found = (self.token_secrets.get(digest) for digest in digests)
+        return next((self.tokens[token_id] for token_id in found if token_id is not None), None)
 
     def overlaid(self) -> Tables:
         """Return tables that read from these, and write beside them."""

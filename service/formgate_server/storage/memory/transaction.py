@@ -64,7 +64,9 @@ class MemoryTransaction:
 
     async def replace_secret(self, key_id: str, secret: StoredSecret, until: int) -> None:
         """See ``Transaction``. The replaced secret's box goes: nobody may ask for it any more."""
-        self._tables.secrets[self._tables.newest[key_id]] = KeptSecret(key_id, until)
+        older = [(digest, kept) for digest, kept in self._tables.secrets.items() if kept.key_id == key_id]
+        for digest, kept in older:
+            self._tables.secrets[digest] = KeptSecret(key_id, until if kept.end is None else min(kept.end, until))
         self._add_secret(key_id, secret)
 
     async def sealed_secret(self, key_id: str) -> Sealed | None:
@@ -115,6 +117,13 @@ class MemoryTransaction:
         """See ``Transaction``."""
         _insert(self._tables.tokens, token.token_id, token)
         _insert(self._tables.token_secrets, digest, token.token_id)
+
+    async def replace_token_digest(self, token_id: str, digest: bytes, pepper_id: str) -> None:  # noqa: ARG002 - as above
+        """See ``Transaction``."""
+        for each, owner in self._tables.token_secrets.items():
+            if owner == token_id:
+                self._tables.token_secrets[each] = None
+        self._tables.token_secrets[digest] = token_id
 
     async def token_of_digest(self, digests: Sequence[bytes]) -> ServiceToken | None:
         """See ``Transaction``."""

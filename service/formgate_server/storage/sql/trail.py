@@ -13,11 +13,12 @@ from formgate_server.core.model import AuditEvent
 from formgate_server.core.ports import AuditRow
 from formgate_server.storage.sql.engine import open_database
 from formgate_server.storage.sql.rows import audit_row_of
-from formgate_server.storage.sql.tables import accounts, audit_events, audit_heads
+from formgate_server.storage.sql.tables import accounts, audit_events, audit_heads, fingerprints
 
 _AT_ONCE = 1_000
 
 _REVISION = select(table("alembic_version", column("version_num")))
+_PEPPERS = select(fingerprints.c.value).where(fingerprints.c.name == "pepper")
 _EVENT = audit_events.c
 # What can not be read was never written so: nothing that a MAC was made of.
 _BROKEN = AuditEvent(account_id="", create_time=0, action="", target="", token_id="")
@@ -40,6 +41,10 @@ class Trail:
             return next((row.version_num for row in await self._rows(_REVISION)), None)
         except DBAPIError:  # no such table
             return None
+
+    async def peppers(self) -> frozenset[str]:
+        """Return the ids of the peppers that this database was ever used with."""
+        return frozenset(row.value for row in await self._rows(_PEPPERS))
 
     async def heads(self, account_id: str | None = None) -> dict[str, int]:
         """Return the newest number that each account (None: all) has given to a row, by account.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Select, delete, func, insert, select, update
+from sqlalchemy import Select, delete, func, insert, or_, select, update
 
 from formgate_server.core.model import KeyState
 from formgate_server.core.ports import Sealed
@@ -91,8 +91,9 @@ class SqlTransaction:
 
     async def replace_secret(self, key_id: str, secret: StoredSecret, until: int) -> None:
         """See ``Transaction``. The replaced secret's box goes: nobody may ask for it any more."""
-        newest = update(secrets).where(secrets.c.key_id == key_id, secrets.c.expire_time.is_(None))
-        await self._connection.execute(newest.values(expire_time=until, **sealed_values(None)))
+        lasting = or_(secrets.c.expire_time.is_(None), secrets.c.expire_time > until)
+        older = update(secrets).where(secrets.c.key_id == key_id, lasting)
+        await self._connection.execute(older.values(expire_time=until, **sealed_values(None)))
         await self._connection.execute(insert(secrets), secret_values(key_id, secret))
 
     async def sealed_secret(self, key_id: str) -> Sealed | None:
@@ -157,6 +158,11 @@ class SqlTransaction:
         """See ``Transaction``."""
         values = token_values(token) | {"digest": digest, "pepper_id": pepper_id}
         await self._connection.execute(insert(service_tokens), values)
+
+    async def replace_token_digest(self, token_id: str, digest: bytes, pepper_id: str) -> None:
+        """See ``Transaction``."""
+        stored = update(service_tokens).where(service_tokens.c.token_id == token_id)
+        await self._connection.execute(stored.values(digest=digest, pepper_id=pepper_id))
 
     async def token_of_digest(self, digests: Sequence[bytes]) -> ServiceToken | None:
         """See ``Transaction``."""

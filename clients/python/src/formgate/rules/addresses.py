@@ -9,7 +9,9 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+from bisect import bisect_right
 from collections.abc import Iterable
+from typing import NamedTuple
 
 _V4_BITS, _V6_BITS = 32, 128
 _MAPPED = 0xFFFF  # what an IPv4-mapped address has above its IPv4 address: RFC 4291, 2.5.5.2
@@ -78,19 +80,19 @@ def _parse_wildcard(text: str) -> tuple[int, int, int]:
 
 
 class AddressRules:
-    """Rules compiled: an address is looked up once for each different mask, not once for each rule."""
+    """Rules compiled: the cost of a question does not grow with their number.
+
+    What is one range of addresses (a single one, a block, `10.1.*.*`) is found by bisection. For what is not, as
+    `10.*.*.1`, the address is looked up once for each different mask: there are eleven.
+    """
 
     __slots__ = ("_v4", "_v6")
 
     def __init__(self, rules: Iterable[str]) -> None:
         """Compile ``rules``. Raises ValueError for one that is none."""
-        v4: dict[int, set[int]] = {}
-        v6: dict[int, set[int]] = {}
-        for rule in rules:
-            bits, mask, number = parse_rule(rule)
-            (v4 if bits == _V4_BITS else v6).setdefault(mask, set()).add(number)
-        self._v4 = tuple((mask, frozenset(numbers)) for mask, numbers in v4.items())
-        self._v6 = tuple((mask, frozenset(numbers)) for mask, numbers in v6.items())
+        parsed = [parse_rule(rule) for rule in rules]
+        self._v4 = _compiled(_V4_BITS, [(mask, number) for bits, mask, number in parsed if bits == _V4_BITS])
+        self._v6 = _compiled(_V6_BITS, [(mask, number) for bits, mask, number in parsed if bits == _V6_BITS])
 
     def allow(self, address: str) -> bool:
         """Tell whether ``address`` is under any of the rules; one that can not be read is not."""
@@ -98,5 +100,37 @@ class AddressRules:
             bits, number = parse_address(address)
         except ValueError:
             return False
-        groups = self._v4 if bits == _V4_BITS else self._v6
-        return any(number & mask in numbers for mask, numbers in groups)
+        starts, ends, masks = self._v4 if bits == _V4_BITS else self._v6
+        at = bisect_right(starts, number)
+        if at and number <= ends[at - 1]:
+            return True
+        for mask, numbers in masks:  # noqa: SIM110 - any() takes three times as long
+            if number & mask in numbers:
+                return True
+        return False
+
+
+class _Compiled(NamedTuple):
+    starts: tuple[int, ...]
+    """Where ranges that do not overlap begin, rising."""
+    ends: tuple[int, ...]
+    """The last address of each."""
+    masks: tuple[tuple[int, frozenset[int]], ...]
+
+
+def _compiled(bits: int, rules: Iterable[tuple[int, int]]) -> _Compiled:
+    ranges: list[tuple[int, int]] = []
+    masks: dict[int, set[int]] = {}
+    for mask, number in sorted(rules, key=lambda rule: rule[1]):
+        free = (1 << bits) - 1 ^ mask
+        if free & (free + 1):  # the free bits are not the last ones
+            masks.setdefault(mask, set()).add(number)
+        elif ranges and number <= ranges[-1][1]:
+            ranges[-1] = ranges[-1][0], max(ranges[-1][1], number | free)
+        else:
+            ranges.append((number, number | free))
+    return _Compiled(
+        tuple(start for start, _ in ranges),
+        tuple(end for _, end in ranges),
+        tuple((mask, frozenset(numbers)) for mask, numbers in masks.items()),
+    )

@@ -45,7 +45,7 @@ class Catalogue:
     An open catalogue knows any ``noun.verb`` besides.
     """
 
-    levels: Mapping[str, Level] = field(default_factory=dict)
+    levels: Mapping[str, Level] = field(default_factory=dict, hash=False)
     is_open: bool = False
 
     def knows(self, permission: str) -> bool:
@@ -140,7 +140,7 @@ class Grants:
         if not permissions and not level:
             return Reason.RESOURCE_NOT_ALLOWED if resources and not covering else None
         anywhere = self._anywhere
-        if not anywhere.reach(level):
+        if level and not anywhere.reach(level):
             return Reason.PERMISSION_DENIED
         for permission in permissions:  # what the grants name is known: see rights_of
             if permission not in anywhere.names and not (
@@ -150,14 +150,16 @@ class Grants:
         if level and not any(rights.reach(level) for rights in covering):
             return Reason.RESOURCE_NOT_ALLOWED
         for permission in permissions:
-            if not any(rights.hold(permission) for rights in covering):
+            for rights in covering:
+                if rights.hold(permission):
+                    break
+            else:
                 return Reason.RESOURCE_NOT_ALLOWED
         return None
 
     def _covering(self, resources: Iterable[str]) -> list[Rights]:
-        """Return the rights of every grant that covers one of the resources."""
+        """Return the rights of every grant that covers one of the resources; some perhaps twice."""
         granted = self._by_resource
         if not granted:
             return []
-        covering = {path: granted[path] for each in resources for path in ancestors(each) if path in granted}
-        return list(covering.values())
+        return [granted[path] for each in resources for path in ancestors(each) if path in granted]

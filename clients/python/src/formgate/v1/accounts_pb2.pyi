@@ -198,7 +198,7 @@ class ListAccountsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most so many, up to 1,000. 0: 100."""
+    """At most so many, up to 1,000. 0: 100. A page of large things has fewer."""
     page_token: _builtins.str
     """The last answer's `next_page_token`, to go on."""
     def __init__(
@@ -439,7 +439,7 @@ class ListMembersRequest(_message.Message):
     account_id: _builtins.str
     """The account. Required."""
     page_size: _builtins.int
-    """At most so many, up to 1,000. 0: 100."""
+    """At most so many, up to 1,000. 0: 100. A page of large things has fewer."""
     page_token: _builtins.str
     """The last answer's `next_page_token`, to go on."""
     def __init__(
@@ -494,7 +494,7 @@ class ListPoliciesRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most so many, up to 1,000. 0: 100."""
+    """At most so many, up to 1,000. 0: 100. A page of large things has fewer."""
     page_token: _builtins.str
     """The last answer's `next_page_token`, to go on."""
     def __init__(
@@ -712,7 +712,7 @@ class ListAuditEventsRequest(_message.Message):
     key_id: _builtins.str
     """Only those about this key. Empty: all."""
     page_size: _builtins.int
-    """At most so many, up to 1,000. 0: 100."""
+    """At most so many, up to 1,000. 0: 100. A page of large things has fewer."""
     page_token: _builtins.str
     """The last answer's `next_page_token`, to go on; all else must be as it was."""
     @_builtins.property
@@ -910,7 +910,7 @@ class ListServiceTokensRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most so many, up to 1,000. 0: 100."""
+    """At most so many, up to 1,000. 0: 100. A page of large things has fewer."""
     page_token: _builtins.str
     """The last answer's `next_page_token`, to go on."""
     def __init__(

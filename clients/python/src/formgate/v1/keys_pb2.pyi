@@ -217,7 +217,7 @@ class ListKeysRequest(_message.Message):
     created_by: _builtins.str
     """Only those that this member created. Empty: anybody's."""
     page_size: _builtins.int
-    """At most so many, up to 1,000. 0: 100."""
+    """At most so many, up to 1,000. 0: 100. A page of large things has fewer."""
     page_token: _builtins.str
     """The last answer's `next_page_token`, to go on; all else must be as it was."""
     def __init__(
@@ -650,7 +650,9 @@ class RotateKeyRequest(_message.Message):
     """Its id. Required."""
     @_builtins.property
     def overlap(self) -> _duration_pb2.Duration:
-        """How long the old secret still works: 0 to 30 days. Absent: 0."""
+        """How long the old secret still works: 0 to 30 days. Absent: 0. One that is older still, from an earlier rotation's
+        overlap, ends by then too, or sooner where it would have.
+        """
 
     def __init__(
         self,
@@ -674,21 +676,27 @@ class RotateKeyResponse(_message.Message):
 
     KEY_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_TIME_FIELD_NUMBER: _builtins.int
     secret: _builtins.str
     """The new secret."""
     @_builtins.property
     def key(self) -> _resources_pb2.Key:
         """The key."""
 
+    @_builtins.property
+    def effective_time(self) -> _timestamp_pb2.Timestamp:
+        """From when on every check knows the older secrets' ends."""
+
     def __init__(
         self,
         *,
         key: _resources_pb2.Key | None = ...,
         secret: _builtins.str = ...,
+        effective_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time", "key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "secret", b"secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["effective_time", b"effective_time", "key", b"key", "secret", b"secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -169,7 +169,7 @@ class KeyServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RotateKey(self, request, context):
-        """Gives a key a new secret; the old one works for `overlap` and not a moment longer.
+        """Gives a key a new secret; the old one works for `overlap` and not a moment longer, nor does any that is older.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

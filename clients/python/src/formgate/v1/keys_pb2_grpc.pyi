@@ -56,7 +56,7 @@ class KeyServiceStub:
     RevealKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.RevealKeyRequest, _keys_pb2.RevealKeyResponse]
     """Tells a recoverable key's secret again; audited."""
     RotateKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.RotateKeyRequest, _keys_pb2.RotateKeyResponse]
-    """Gives a key a new secret; the old one works for `overlap` and not a moment longer."""
+    """Gives a key a new secret; the old one works for `overlap` and not a moment longer, nor does any that is older."""
 
 @_typing.type_check_only
 class KeyServiceAsyncStub(KeyServiceStub):
@@ -86,7 +86,7 @@ class KeyServiceAsyncStub(KeyServiceStub):
     RevealKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.RevealKeyRequest, _keys_pb2.RevealKeyResponse]  # type: ignore[assignment]
     """Tells a recoverable key's secret again; audited."""
     RotateKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.RotateKeyRequest, _keys_pb2.RotateKeyResponse]  # type: ignore[assignment]
-    """Gives a key a new secret; the old one works for `overlap` and not a moment longer."""
+    """Gives a key a new secret; the old one works for `overlap` and not a moment longer, nor does any that is older."""
 
 class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Creates, changes and ends keys. Changes are for callers of role manager, reads for auditor too. A change that has
@@ -179,6 +179,6 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _keys_pb2.RotateKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_keys_pb2.RotateKeyResponse, _abc.Awaitable[_keys_pb2.RotateKeyResponse]]:
-        """Gives a key a new secret; the old one works for `overlap` and not a moment longer."""
+        """Gives a key a new secret; the old one works for `overlap` and not a moment longer, nor does any that is older."""
 
 def add_KeyServiceServicer_to_server(servicer: KeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

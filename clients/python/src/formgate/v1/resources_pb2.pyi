@@ -568,7 +568,9 @@ class Key(_message.Message):
 
     @_builtins.property
     def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Grant]:
-        """What it may do; they add up. At most 1,000. None: what the policy says."""
+        """What it may do; they add up. At most 1,000, of 128 KiB of resources and permissions in all. None: what the policy
+        says.
+        """
 
     @_builtins.property
     def api_groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -1,0 +1,150 @@
+"""Opens the counters: in the memory of this process, or in Redis, with what goes on while a store is away."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack, suppress
+from typing import NamedTuple
+
+import structlog
+
+from formgate_server import metrics
+from formgate_server.core.errors import UnavailableError
+from formgate_server.core.follow import Follow
+from formgate_server.core.freshness import Freshness
+from formgate_server.core.ports import Clock, Epochs, KeyCache, KeyFinder, Limiter, Reservations
+from formgate_server.settings import Settings
+from formgate_server.storage.degraded import DegradedLimiter, FreshKeys
+from formgate_server.storage.memory.limiter import MemoryLimiter
+from formgate_server.storage.redis.client import connect
+from formgate_server.storage.redis.limiter import RedisLimiter
+from formgate_server.storage.redis.preflight import preflight
+from formgate_server.storage.shares import Shares
+
+_log = structlog.get_logger("formgate.stores")
+
+
+class UnfitRedisError(Exception):
+    """Why a Redis will not do, and what to do about it."""
+
+
+class Counters(NamedTuple):
+    """The limiter, the keys as checks find them, and by how much later than now a change is sure to be in effect."""
+
+    limiter: Limiter
+    finder: KeyFinder
+    max_staleness: int = 0
+    freshness: Freshness | None = None
+    """What this process knows of a database that it shares; None: it is the only one."""
+
+
+class Parts(NamedTuple):
+    """What counters are opened over."""
+
+    reservations: Reservations
+    epochs: Epochs
+    cache: KeyCache
+    finder: KeyFinder
+    clock: Clock
+
+
+async def open_counters(stack: AsyncExitStack, settings: Settings, parts: Parts) -> Counters:
+    """Open the counters that the settings name; the stack closes them. Raises UnfitRedisError."""
+    if settings.redis_url is None:
+        limiter = MemoryLimiter(parts.clock, parts.reservations, on_degraded=_tell_marks)
+        stack.push_async_callback(_close, limiter)
+        return Counters(limiter, parts.finder)
+    return await _open_redis(stack, settings, parts, settings.redis_url.get_secret_value())
+
+
+async def _open_redis(stack: AsyncExitStack, settings: Settings, parts: Parts, url: str) -> Counters:
+    replication_ids = await _look_before(url)
+    client = connect(
+        url, timeout=settings.redis_timeout, on_state=_tell_redis, wait_replicas=settings.redis_wait_replicas
+    )
+    stack.push_async_callback(client.close)
+    shared = RedisLimiter(
+        client, parts.reservations, parts.clock, on_degraded=_tell_marks, replication_ids=replication_ids
+    )
+    stack.push_async_callback(_close, shared)
+    freshness = Freshness(
+        time.monotonic,
+        max_staleness=settings.max_staleness,
+        database_grace=settings.database_grace,
+        on_database=_tell_database,
+    )
+    shares = Shares(parts.clock, parts.reservations, settings.sharers)
+    limiter = DegradedLimiter(shared, shares, parts.epochs, freshness, on_degraded=_tell_alone)
+    stack.push_async_callback(limiter.close)
+    follow = Follow(parts.epochs, shared, freshness, time.monotonic)
+    following = asyncio.create_task(follow.run())
+    stack.push_async_callback(_end, following)
+    finder = FreshKeys(parts.finder, parts.cache, freshness)
+    return Counters(limiter, finder, round(settings.max_staleness * 1_000_000), freshness)
+
+
+async def _look_before(url: str) -> bool:
+    """Look at the Redis, and tell whether its scripts see its replication id. Raises UnfitRedisError.
+
+    One that does not answer is no reason not to start: degraded service beats none.
+    """
+    try:
+        facts = await preflight(url)
+    except ValueError as error:
+        message = f"FORMGATE_REDIS_URL: {error}"
+        raise UnfitRedisError(message) from None
+    except UnavailableError as error:
+        _log.warning("redis does not answer; starting without it", detail=str(error))
+        return True
+    problems = [problem for each in facts for problem in each.problems]
+    if problems:
+        raise UnfitRedisError("; ".join(problems))
+    hidden = [str(each.address) for each in facts if not each.replid_in_scripts]
+    if hidden:
+        _log.warning("redis hides its replication id: a failover may lose a revocation; see wait_replicas", at=hidden)
+    return not hidden
+
+
+async def _close(limiter: MemoryLimiter | RedisLimiter) -> None:
+    try:
+        await limiter.close()
+    except UnavailableError:
+        _log.warning("the counters could not be written; after the restart they may count a block too much")
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def _tell_marks(degraded: bool) -> None:  # noqa: FBT001 - told by position
+    metrics.degraded["marks"].set(degraded)
+    if degraded:
+        _log.warning("the database takes no marks: limits are counted on, and may refill should this process end now")
+    else:
+        _log.info("the database takes marks again")
+
+
+def _tell_redis(up: bool, detail: str) -> None:  # noqa: FBT001 - told by position
+    if up:
+        _log.info("redis answers", detail=detail)
+    else:
+        _log.warning("redis does not answer", detail=detail)
+
+
+def _tell_alone(alone: bool) -> None:  # noqa: FBT001 - told by position
+    metrics.degraded["counters"].set(alone)
+    if alone:
+        _log.warning("degraded: limits go by this process' share, epochs by the database")
+    else:
+        _log.info("no longer degraded: what was let through meanwhile is charged")
+
+
+def _tell_database(up: bool) -> None:  # noqa: FBT001 - told by position
+    metrics.degraded["database"].set(not up)
+    if up:
+        _log.info("the database answers again")
+    else:
+        _log.warning("degraded: the database does not answer; known keys go on by the epochs in redis")

@@ -1,0 +1,324 @@
+"""The counters and epochs of many processes, in Redis: one script a check (docs/adr/0010).
+
+A counter that must outlive Redis runs only up to a mark that the database already holds (docs/adr/0005). Where Redis
+has lost it, it is read from there, never assumed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from formgate_server.core.errors import UnavailableError
+from formgate_server.core.limits import Counter, Standing, spend
+from formgate_server.core.ports import (
+    Charge,
+    Charged,
+    ChargeResult,
+    Clock,
+    EpochMissing,
+    EpochMoved,
+    Reservations,
+)
+from formgate_server.storage.redis.client import RedisClient
+from formgate_server.storage.redis.lua import CHARGE, PUBLISH, REFUND, SEED
+from formgate_server.storage.redis.marks import Mark, Missing, RedisMarks
+from formgate_server.storage.redis.plan import (
+    MOST,
+    Plan,
+    RedisTime,
+    Status,
+    Words,
+    account_key,
+    admission_of,
+    counter_key,
+    refund_words,
+)
+
+_REMEMBERED = 60_000
+"""How long an admission's request_id is remembered, in milliseconds."""
+_ADJUSTED = 24 * 60 * 60 * 1_000
+"""How long the name of an adjustment is remembered, in milliseconds."""
+_CHECKS_A_CALL = 64
+"""So that Redis is never held for long."""
+_ATTEMPTS = 100
+_PLANS = 20_000
+_RANDOM_BITS = 52
+
+_CHARGED, _DENIED, _KNOWN = int(Status.CHARGED), int(Status.DENIED), int(Status.KNOWN)
+
+
+class _Check(NamedTuple):
+    """A check, look or adjustment as charge.lua takes it. ``once`` is the key that remembers it; empty: none does."""
+
+    what: str
+    account_id: str
+    plan: Plan
+    cost: int
+    epoch: int = 0
+    once: str = ""
+
+    @property
+    def repeatable(self) -> bool:
+        return bool(self.once) or not self.cost or not self.plan.counted
+
+
+class RedisLimiter:
+    """The Limiter port, shared by all processes that use this Redis."""
+
+    def __init__(  # noqa: PLR0913 - each of them an operator's choice
+        self,
+        client: RedisClient,
+        reservations: Reservations,
+        clock: Clock,
+        *,
+        prefix: str = "fg",
+        replication_ids: bool = True,
+        on_degraded: Callable[[bool], None] = lambda _: None,
+        retry_seconds: float = 1.0,
+        patience_seconds: float = 2.0,
+    ) -> None:
+        """Count in Redis, by its clock; ``clock`` only tells which calendar periods it will need.
+
+        All keys begin with ``prefix``. ``replication_ids``: whether scripts see by which Redis something was written,
+        which they must where a replica may take over with less than there was. The rest is as with MemoryLimiter.
+        """
+        self._client = client
+        self._time = RedisTime(clock)
+        self._prefix = prefix
+        self._compared = "1" if replication_ids else "0"
+        self._marks = RedisMarks(
+            client,
+            reservations,
+            self._time,
+            replication_ids=replication_ids,
+            on_degraded=on_degraded,
+            retry_seconds=retry_seconds,
+            patience_seconds=patience_seconds,
+        )
+        # Seeded here, in this very process: two that share incarnations would seed each other's.
+        self._random = random.Random(os.urandom(32))  # noqa: S311 - it need not be secret, but nobody else's
+        self._plans: dict[int, Plan] = {}
+
+    async def close(self) -> None:
+        """Raise no more marks. The counters stay in Redis."""
+        await self._marks.stop()
+
+    # Epochs.
+
+    async def publish(self, account_id: str, epoch: int) -> None:
+        """See ``Limiter.publish``."""
+        words = (self._compared, epoch, self._incarnation())
+        await self._client.run(PUBLISH, account_id, (self._account(account_id),), words, repeatable=True)
+
+    async def seed(self, account_id: str, epoch: int, incarnation: int) -> None:
+        """See ``Limiter.seed``."""
+        words = (self._compared, epoch, incarnation)
+        await self._client.run(SEED, account_id, (self._account(account_id),), words, repeatable=True)
+
+    def _account(self, account_id: str) -> str:
+        return account_key(self._prefix, account_id)
+
+    def _incarnation(self) -> int:
+        return self._random.getrandbits(_RANDOM_BITS)
+
+    # Charges.
+
+    async def charge(self, charge: Charge) -> ChargeResult:
+        """See ``Limiter.charge``."""
+        check = self._check(charge)
+        time, reply = await self._send(charge.account_id, (check,))
+        result = self._result(check, time, reply)
+        return await self._insist(check, time, reply) if result is None else result
+
+    async def charge_many(self, charges: Sequence[Charge]) -> Sequence[ChargeResult | UnavailableError]:
+        """See ``Limiter.charge_many``: those of one account go together, all of them in one write."""
+        checks = [self._check(charge) for charge in charges]
+        sent = [
+            (group, self._send(group[0][1].account_id, [check for _, check in group])) for group in _grouped(checks)
+        ]
+        results: dict[int, ChargeResult | UnavailableError] = {}
+        waiting = []
+        for group, future in sent:
+            try:
+                time, *replies = await future
+            except UnavailableError as error:
+                results |= {index: error for index, _ in group}
+                continue
+            for (index, check), reply in zip(group, replies, strict=True):
+                result = self._result(check, time, reply)
+                if result is None:
+                    waiting.append((index, self._insist_or_tell(check, time, reply)))
+                else:
+                    results[index] = result
+        told = await asyncio.gather(*(insisted for _, insisted in waiting))
+        results |= {index: result for (index, _), result in zip(waiting, told, strict=True)}
+        return [results[index] for index in range(len(checks))]
+
+    async def look(self, account_id: str, counters: Sequence[Counter]) -> tuple[Standing, ...]:
+        """See ``Limiter.look``."""
+        return (await self._make(_Check("l", account_id, self._plan(account_id, counters), 0))).standings
+
+    async def adjust(self, account_id: str, counters: Sequence[Counter], units: int, *, once: str) -> None:
+        """See ``Limiter.adjust``."""
+        key = f"{self._account(account_id)}:a:{once}"
+        await self._make(_Check("a", account_id, self._plan(account_id, counters), min(units, MOST), once=key))
+
+    async def _make(self, check: _Check) -> Charged:
+        if not check.plan.counted:
+            return Charged(None, None, check.plan.standings(()))
+        time, reply = await self._send(check.account_id, (check,))
+        result = self._result(check, time, reply)
+        if result is None:
+            result = await self._insist(check, time, reply)
+        assert isinstance(result, Charged)  # noqa: S101 - for the type checker: no epoch was compared
+        return result
+
+    def _check(self, charge: Charge) -> _Check:
+        account_id = charge.account_id
+        plan = self._plan(account_id, charge.counters)
+        once = ""
+        if charge.request_id and plan.counted:
+            once = f"{self._account(account_id)}:r:{charge.key_id}:{charge.request_id}"
+        return _Check("c", account_id, plan, min(charge.cost, MOST + 1), charge.epoch, once)
+
+    def _plan(self, account_id: str, counters: Sequence[Counter]) -> Plan:
+        plan = self._plans.get(id(counters))
+        if plan is not None and plan.counters is counters and plan.account_id == account_id:
+            return plan
+        plan = Plan(account_id, tuple(counters), self._account(account_id))
+        if plan.counters is counters:
+            if len(self._plans) >= _PLANS:
+                del self._plans[next(iter(self._plans))]
+            self._plans[id(counters)] = plan
+        return plan
+
+    def _send(self, account_id: str, checks: Sequence[_Check]) -> asyncio.Future[list[Any]]:
+        """Return the time in Redis and a reply for each check, to come."""
+        now = self._time.now()
+        force = "1" if self._marks.degraded else "0"
+        keys = [self._account(account_id)]
+        words: Words = [self._compared, self._incarnation()]
+        repeatable = True
+        for check in checks:
+            plan, once = check.plan, check.once
+            kept = 0
+            if once:
+                kept = _ADJUSTED if check.what == "a" else _REMEMBERED
+                keys.append(once)
+            keys += plan.keys
+            words += (check.what, check.epoch, check.cost, force, kept, len(plan.keys))
+            words += plan.words(now, remembered=bool(once))
+            repeatable = repeatable and check.repeatable
+        return self._client.run_soon(CHARGE, account_id, keys, words, repeatable=repeatable)
+
+    def _result(self, check: _Check, time: int, reply: list[Any]) -> ChargeResult | None:
+        """Return what a reply says; None: it must be asked again (see ``_insist``)."""
+        status = reply[0]
+        if status == Status.MOVED:
+            return EpochMoved(int(reply[1]))
+        if status == Status.MISSING:
+            return EpochMissing(int(reply[1]))
+        if status > _KNOWN:
+            return None
+        plan = check.plan
+        states, rooms = plan.states(reply)
+        standings = plan.standings(states)
+        if status == _DENIED:
+            spent = spend(plan.counted, states, check.cost, time)
+            if spent.denied is None:
+                message = "The counters deny what would fit."
+                raise UnavailableError(message)
+            retry = None if spent.retry_time is None else spent.retry_time - time
+            return Charged(plan.limit(spent.denied), retry, standings, self._marks.degraded)
+        if status == _CHARGED and check.cost:
+            for index, enough in enumerate(plan.durable):
+                if enough and rooms[index] < enough:
+                    counter = plan.counted[index]
+                    if rooms[index] < (counter.limit.amount or 0) - states[index].used:
+                        self._marks.want(check.account_id, plan.keys[index], counter)
+        return Charged(None, None, standings, self._marks.degraded)
+
+    async def _insist(self, check: _Check, time: int, reply: list[Any]) -> ChargeResult:
+        """Provide what a check was missing and send it again, until it is decided."""
+        held: list[Mark] = []
+        try:
+            for _ in range(_ATTEMPTS):
+                if reply[0] == Status.CLOCK:
+                    self._time.told(time)
+                elif reply[0] == Status.LOAD:
+                    await self._load(check, time, reply)
+                else:
+                    marks = self._raise(check)
+                    if not held:
+                        held = marks
+                        for mark in held:
+                            self._marks.hold(mark)
+                    await self._marks.wait()
+                time, reply = await self._send(check.account_id, (check,))
+                result = self._result(check, time, reply)
+                if result is not None:
+                    return result
+        finally:
+            self._marks.release(held)
+        message = "The counters are raised by too many at once; try again."
+        raise UnavailableError(message)
+
+    async def _insist_or_tell(self, check: _Check, time: int, reply: list[Any]) -> ChargeResult | UnavailableError:
+        try:
+            return await self._insist(check, time, reply)
+        except UnavailableError as error:
+            return error
+
+    def _raise(self, check: _Check) -> list[Mark]:
+        """Have the marks of all counters raised: those that are high enough must stay so until the others are."""
+        plan = check.plan
+        return [
+            self._marks.want(check.account_id, key, counter, check.cost)
+            for key, counter, durable in zip(plan.keys, plan.counted, plan.durable, strict=True)
+            if durable
+        ]
+
+    async def _load(self, check: _Check, time: int, reply: list[Any]) -> None:
+        plan = check.plan
+        await self._marks.load(
+            [
+                Missing(check.account_id, plan.keys[index - 1], plan.counted[index - 1], incarnation, time)
+                for index, incarnation in zip(reply[1::2], reply[2::2], strict=True)
+            ]
+        )
+
+    async def refund(self, account_id: str, key_id: str, request_id: str) -> None:
+        """See ``Limiter.refund``. A refunded admission is forgotten: repeated, it is charged again."""
+        of_account = self._account(account_id)
+        once = f"{of_account}:r:{key_id}:{request_id}"
+        value = await self._client.command("GET", once, slot=account_id)
+        if value is None:
+            return
+        admission = admission_of(value.decode())
+        keys = [once, *(counter_key(of_account, counter) for counter, _ in admission.charged)]
+        words: Words = [self._compared, value, admission.time, admission.cost]
+        for counter, charged_at in admission.charged:
+            words += [*refund_words(counter), charged_at]
+        refunded = await self._client.run(REFUND, account_id, keys, words, repeatable=False)
+        if refunded:
+            for key, (counter, _) in zip(keys[1:], admission.charged, strict=True):
+                if refund_words(counter)[0] != "1":
+                    # A mark that stays above what was given back would cost it after all.
+                    self._marks.want(account_id, key, counter, lower=True)
+
+
+def _grouped(checks: Sequence[_Check]) -> list[list[tuple[int, _Check]]]:
+    """Return checks, each with its index, by calls: of one account, in order, and all repeatable or none."""
+    groups: list[list[tuple[int, _Check]]] = []
+    open_groups: dict[str, list[tuple[int, _Check]]] = {}
+    for index, check in enumerate(checks):
+        group = open_groups.get(check.account_id)
+        if group is None or len(group) == _CHECKS_A_CALL or group[0][1].repeatable is not check.repeatable:
+            group = open_groups[check.account_id] = []
+            groups.append(group)
+        group.append((index, check))
+    return groups

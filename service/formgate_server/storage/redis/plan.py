@@ -1,0 +1,245 @@
+"""Counters as the scripts take them, and as they tell them (scripts/prelude.lua)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from formgate_server.core.calendar import FOREVER, Bounds, bounds
+from formgate_server.core.limits import (
+    LONGEST_PERIOD,
+    SUB_WINDOWS,
+    Counter,
+    Span,
+    Standing,
+    State,
+    Window,
+    block,
+    outlives_its_store,
+    standing,
+)
+from formgate_server.core.model import Calendar, Holder, Lifetime, Limit, Period, Rolling
+from formgate_server.core.ports import Clock
+
+MOST = 2**52
+"""Where counts end in Redis: its numbers are exact to twice that. Larger amounts are taken for this one."""
+
+_EMPTY = (0,) * SUB_WINDOWS
+
+Words = list[str | bytes | int]
+
+
+class Status(IntEnum):
+    """How the scripts answer. Numbered as in scripts/prelude.lua."""
+
+    CHARGED = 0
+    DENIED = 1
+    KNOWN = 2
+    MOVED = 3
+    MISSING = 4
+    CLOCK = 5
+    LOAD = 6
+    MARK = 7
+
+
+class RedisTime:
+    """The time in Redis, as far as it is known here: only calendar periods are looked up by it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ahead = 0
+
+    def now(self) -> int:
+        """Return about what Redis would say."""
+        return self._clock.now() + self._ahead
+
+    def told(self, now: int) -> None:
+        """Take what Redis has said, where it mattered."""
+        self._ahead = now - self._clock.now()
+
+
+class Plan:
+    """The counters of a charge: what of their words is always the same, and how their replies are read."""
+
+    __slots__ = (
+        "_end",
+        "_remembered",
+        "_standings",
+        "_start",
+        "_unchanged",
+        "_words",
+        "account_id",
+        "counted",
+        "counters",
+        "durable",
+        "keys",
+    )
+
+    def __init__(self, account_id: str, counters: tuple[Counter, ...], account_key: str) -> None:
+        self.account_id = account_id
+        self.counters = counters
+        """As they were given: while they are, no others have their identity."""
+        self.counted = tuple(_within_most(each) for each in counters if each.limit.amount is not None)
+        """Those that are counted: an unlimited one is not."""
+        self.keys = tuple(counter_key(account_key, each) for each in self.counted)
+        self.durable = tuple(outlives_its_store(each.limit) and max(block(each.limit) // 2, 1) for each in self.counted)
+        """Of each that outlives Redis, how many units must be left under its mark for it not to be raised; else 0."""
+        self._unchanged = all(each.limit.amount is None or each.limit.amount <= MOST for each in counters)
+        self._standings = [Standing(each.limit, 0, None) for each in counters]
+        self._words: Words = []
+        self._remembered: Words = []
+        self._start, self._end = 0, 0
+        """When the words hold."""
+
+    def words(self, now: int, *, remembered: bool) -> Words:
+        """Return ARGV of the counters; ``remembered``: with the words that are kept with an admission."""
+        if not self._start <= now < self._end:
+            self._start, self._end = 0, FOREVER
+            self._words, self._remembered = [], []
+            for counter in self.counted:
+                words = counter_words(counter, now)
+                self._words += words
+                self._remembered += [*words, charged_word(counter)]
+                if isinstance(counter.limit.per, Calendar):
+                    within = bounds(counter.limit.per.period, counter.zone, now)
+                    self._start, self._end = max(self._start, within.start), min(self._end, within.end)
+        return self._remembered if remembered else self._words
+
+    def states(self, reply: Sequence[Any]) -> tuple[list[State], list[int]]:
+        """Return the counters' states, up to now, and how much may be charged under their marks."""
+        states: list[State] = []
+        rooms = []
+        at = 1
+        for counter in self.counted:
+            if isinstance(counter.limit.per, Rolling):
+                head, newest, used, room, ring = reply[at : at + 5]
+                at += 5
+                states.append(Window(head, newest, used, tuple(ring) if ring else _EMPTY))
+            else:
+                end, used, room = reply[at : at + 3]
+                at += 3
+                states.append(Span(end or FOREVER, used))
+            rooms.append(room)
+        return states, rooms
+
+    def standings(self, states: Sequence[State]) -> tuple[Standing, ...]:
+        """Tell where all counters stand, by the states of those that are counted."""
+        if self._unchanged and len(states) == len(self.counters):
+            return tuple(map(standing, self.counted, states))
+        told = list(self._standings)
+        counted = iter(zip(self.counted, states, strict=True))
+        for index, counter in enumerate(self.counters):
+            if counter.limit.amount is not None:
+                told[index] = standing(*next(counted))._replace(limit=counter.limit)
+        return tuple(told)
+
+    def limit(self, counted: Limit) -> Limit:
+        """Return a limit of ``counted`` as it was given."""
+        if self._unchanged:
+            return counted
+        places = [each.limit for each in self.counted].index(counted)
+        return [each.limit for each in self.counters if each.limit.amount is not None][places]
+
+
+def account_key(prefix: str, account_id: str) -> str:
+    """Return the key of an account, with which those of all that is its begin."""
+    return f"{prefix}:{{{account_id}}}"
+
+
+def counter_key(of_account: str, counter: Counter) -> str:
+    """Return a counter's key."""
+    return f"{of_account}:c:{counter.id}"
+
+
+def _within_most(counter: Counter) -> Counter:
+    amount = counter.limit.amount
+    if amount is None or amount <= MOST:
+        return counter
+    return counter._replace(limit=replace(counter.limit, amount=MOST))
+
+
+def counter_words(counter: Counter, now: int) -> Words:
+    """Return ARGV of a counter."""
+    amount = counter.limit.amount or 0
+    match counter.limit.per:
+        case Rolling(window):
+            return ["2" if outlives_its_store(counter.limit) else "1", amount, window]
+        case Calendar(period):
+            found: Bounds = bounds(period, counter.zone, now)
+            return ["3", amount, *found, LONGEST_PERIOD[period]]
+        case Lifetime():
+            return ["4", amount]
+
+
+def state_of(counter: Counter, told: Sequence[Any]) -> State:
+    """Return a state as reserve.lua tells it."""
+    if isinstance(counter.limit.per, Rolling):
+        head, newest, used, ring = told
+        return Window(head, newest, used, tuple(ring))
+    end, used = told
+    return Span(end or FOREVER, used)
+
+
+def state_fields(state: State | None) -> Words:
+    """Return the fields of a counter's hash that make up its state, and their values."""
+    if state is None:
+        return []
+    if isinstance(state, Span):
+        return ["e", 0 if state.end == FOREVER else state.end, "u", min(state.used, MOST)]
+    ring = [min(units, MOST) for units in state.ring]
+    newest = min(state.newest, MOST)
+    fields: Words = ["h", state.head, "n", newest, "u", min(newest + sum(ring), MOST)]
+    for slot, units in enumerate(ring):
+        if units:
+            fields += [slot, units]
+    return fields
+
+
+def charged_word(counter: Counter) -> str:
+    """Return what a refund must know of a counter that was charged, in one line."""
+    per = counter.limit.per
+    kind, length = "lifetime", 0
+    if isinstance(per, Rolling):
+        kind, length = "rolling", per.window
+    elif isinstance(per, Calendar):
+        kind, length = "calendar", int(per.period)
+    return json.dumps([counter.id, counter.limit.amount, counter.zone, kind, length])
+
+
+class Admission(NamedTuple):
+    """What is remembered of an admission: when, what it cost, and what it charged at which moment."""
+
+    time: str
+    cost: str
+    charged: tuple[tuple[Counter, str], ...]
+
+
+def admission_of(value: str) -> Admission:
+    """Return what charge.lua has kept of an admission."""
+    time, cost, *lines = value.split("\n")
+    moments, words = lines[::2], lines[1::2]
+    return Admission(time, cost, tuple(zip(map(_charged_counter, words), moments, strict=True)))
+
+
+def _charged_counter(word: str) -> Counter:
+    id_, amount, zone, kind, length = json.loads(word)
+    per: Rolling | Calendar | Lifetime = Lifetime()
+    if kind == "rolling":
+        per = Rolling(length)
+    elif kind == "calendar":
+        per = Calendar(Period(length))
+    return Counter(id_, Limit("", Holder.ACCOUNT, amount, per), zone)
+
+
+def refund_words(counter: Counter) -> Words:
+    """Return a counter's kind, and its window or longest period."""
+    match counter.limit.per:
+        case Rolling(window):
+            return ["2" if outlives_its_store(counter.limit) else "1", window]
+        case Calendar(period):
+            return ["3", LONGEST_PERIOD[period]]
+        case Lifetime():
+            return ["4", 0]

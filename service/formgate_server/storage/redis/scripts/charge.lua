@@ -1,0 +1,155 @@
+-- Checks of one account, each decided and charged in one step, in order; also looks and adjustments.
+--
+-- KEYS: the account's; then for each check the key that remembers it, if it is to be, and those of its counters.
+-- ARGV: '1' if replication ids are compared; a random number; then for each check
+--   what: 'c' (check), 'l' (look) or 'a' (adjust: without an epoch, and beyond the amounts); its epoch; its cost;
+--   '1' to go beyond marks; for how many milliseconds it is remembered (0: it is not); how many counters; then each
+--   counter as the prelude says, and, if it is remembered, a word of the caller's that is kept with it.
+-- Result: the time; then for each check a list:
+--   CHARGED, DENIED, KNOWN (remembered from before), and for each counter: head, newest, used, room under the mark, and
+--           the ring, where newest does not tell, else 0; of a span its end, used and room
+--   MOVED, epoch: it is above the check's       MISSING, incarnation: there is no epoch here
+--   CLOCK: it needs calendar periods of the time here
+--   LOAD, index, incarnation, …: these counters are not known here
+--   MARK: it would go beyond a mark
+-- But for CHARGED and DENIED nothing was changed, other than that an epoch may have been raised, or an incarnation left.
+
+local id = replication(ARGV[1])
+local random = ARGV[2]
+local epoch, incarnation
+do
+  local account = redis.call('HMGET', KEYS[1], 'e', 'i', 't')
+  if account[3] == id then
+    epoch, incarnation = account[1], account[2]
+  end
+end
+
+-- Compare a check's epoch with the account's; nil: it may go on.
+local function compare(of)
+  if not epoch then
+    if not incarnation then
+      incarnation = random
+      redis.call('DEL', KEYS[1])
+      redis.call('HSET', KEYS[1], 'i', random, 't', id)
+    end
+    return { MISSING, incarnation }
+  end
+  if epoch ~= of then
+    if above(epoch, of) then
+      return { MOVED, epoch }
+    end
+    epoch = of
+    redis.call('HSET', KEYS[1], 'e', of)
+  end
+end
+
+local function told(status, counters, denied)
+  local reply = { status }
+  for _, counter in ipairs(counters) do
+    local size = #reply
+    local left = counter.durable and room(counter) or 0
+    if counter.window then
+      local ring = 0
+      if counter.used > 0 and (denied or counter.newest == 0) then
+        ring = ring_now(counter)
+      end
+      reply[size + 1], reply[size + 2], reply[size + 3] = counter.head, counter.newest, counter.used
+      reply[size + 4], reply[size + 5] = left, ring
+    else
+      reply[size + 1], reply[size + 2], reply[size + 3] = counter.stop_at, counter.used, left
+    end
+  end
+  return reply
+end
+
+local function remember(key, milliseconds, what, cost, counters, words)
+  if what == 'a' then
+    redis.call('SET', key, '1', 'PX', milliseconds)
+    return
+  end
+  local lines = { string.format('%.0f', now), string.format('%.0f', cost) }
+  for index, counter in ipairs(counters) do
+    lines[#lines + 1] = string.format('%.0f', counter.head or counter.stop_at)
+    lines[#lines + 1] = words[index]
+  end
+  redis.call('SET', key, table.concat(lines, '\n'), 'PX', milliseconds)
+end
+
+local function known(key, what)
+  local value = redis.call('GET', key)
+  if value and what == 'c' then
+    return math.abs(now - tonumber(string.match(value, '^%d+'))) < 60000000
+  end
+  return value
+end
+
+local function decide(what, cost, force, key, milliseconds, counters, words)
+  local missing = { LOAD }
+  for index, counter in ipairs(counters) do
+    if not read(counter, id) then
+      missing[#missing + 1] = index
+      missing[#missing + 1] = incarnation_of(counter, id, random)
+    end
+  end
+  if #missing > 1 then
+    return missing
+  end
+  for _, counter in ipairs(counters) do
+    if not bring(counter) then
+      return { CLOCK }
+    end
+  end
+  if what == 'l' or key and known(key, what) then
+    return told(KNOWN, counters)
+  end
+  if what == 'c' then
+    local wanted = cost > 0 and cost or 1
+    for _, counter in ipairs(counters) do
+      if counter.used + wanted > counter.amount then
+        local denied = told(DENIED, counters, true)
+        for _, each in ipairs(counters) do
+          put(each, 0)
+        end
+        return denied
+      end
+    end
+  end
+  if cost > 0 and not force then
+    for _, counter in ipairs(counters) do
+      if counter.durable and room(counter) < cost then
+        return { MARK }
+      end
+    end
+  end
+  for _, counter in ipairs(counters) do
+    put(counter, cost)
+  end
+  if key and cost > 0 then
+    remember(key, milliseconds, what, cost, counters, words)
+  end
+  return told(CHARGED, counters)
+end
+
+local replies = { now }
+local at_key, at = 2, 3
+while ARGV[at] do
+  local what, of, cost, force = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3] == '1'
+  local milliseconds, many = ARGV[at + 4], tonumber(ARGV[at + 5])
+  local remembered, key = milliseconds ~= '0', nil
+  at = at + 6
+  if remembered then
+    key = KEYS[at_key]
+    at_key = at_key + 1
+  end
+  local counters, words = {}, {}
+  for index = 1, many do
+    counters[index], at = counter_at(KEYS[at_key], at)
+    at_key = at_key + 1
+    if remembered then
+      words[index] = ARGV[at]
+      at = at + 1
+    end
+  end
+  replies[#replies + 1] = what == 'c' and compare(of) or decide(what, cost, force, key, milliseconds, counters, words)
+end
+return replies

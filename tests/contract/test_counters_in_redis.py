@@ -1,0 +1,563 @@
+"""What only counters in Redis go through: several processes at once, clocks that jump, Redis losing its memory."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from formgate_server.core.errors import LostAnswerError, UnavailableError
+from formgate_server.core.limits import (
+    Counter,
+    State,
+    add,
+    give_back,
+    moment,
+    outlives_its_store,
+    spend,
+    standing,
+    up_to_now,
+)
+from formgate_server.core.model import Calendar, Holder, Lifetime, Limit, Period, Rolling
+from formgate_server.core.ports import Charge, Charged, ChargeResult, EpochMissing, EpochMoved, Reserved
+from formgate_server.storage.memory.counters import MemoryReservations
+from formgate_server.storage.redis.client import RedisClient
+from formgate_server.storage.redis.limiter import RedisLimiter
+from formgate_server.storage.redis.plan import MOST
+from tests.support import counters as redis_counters
+from tests.support.clock import DAY, HOUR, MINUTE, SECOND, TODAY, SettableClock
+from tests.support.counters import TimedClient, connected
+from tests.support.proxy import Proxy
+from tests.support.redis import RedisServer
+
+DAILY, LIFETIME, LONG, SHORT = Calendar(Period.DAY), Lifetime(), Rolling(HOUR), Rolling(MINUTE)
+Per = Rolling | Calendar | Lifetime
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis that these tests may empty and upset; each begins with an empty one."""
+    with RedisServer(tmp_path_factory.mktemp("own-redis")) as started:
+        yield started
+
+
+class Marks(MemoryReservations):
+    """A database whose reads a test can put off: they have read, and their answers wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate: asyncio.Event | None = None
+
+    async def load(self, counter_ids: Collection[str]) -> Mapping[str, Reserved]:
+        """See ``Reservations``."""
+        rows = await super().load(counter_ids)
+        if self.gate is not None:
+            await self.gate.wait()
+        return rows
+
+
+class World:
+    """Processes over one Redis and one database."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.server = server
+        self.clock = SettableClock()
+        self.marks = Marks()
+        self.told: list[bool] = []
+
+    def process(
+        self, url: str = "", *, timeout: float = 10.0, timed: bool = True, replication_ids: bool = True
+    ) -> RedisLimiter:
+        """Start a process: a limiter with a connection of its own."""
+        client: RedisClient = connected(url or self.server.url(), timeout)
+        if timed:
+            client = TimedClient(client, self.clock)
+        return RedisLimiter(
+            client,
+            self.marks,
+            self.clock,
+            replication_ids=replication_ids,
+            on_degraded=self.told.append,
+            retry_seconds=0.01,
+        )
+
+
+@pytest.fixture
+async def world(server: RedisServer) -> AsyncIterator[World]:
+    """An empty Redis and an empty database."""
+    server.do("FLUSHALL")
+    yield World(server)
+    await redis_counters.end()
+
+
+def counter(amount: int | None, per: Per, name: str = "limit", zone: str = "UTC") -> Counter:
+    """Make a counter of the account ``acme``."""
+    return Counter(f"acme/{name}", Limit(name, Holder.ACCOUNT, amount, per), zone)
+
+
+async def decided(
+    limiter: RedisLimiter, counters: Sequence[Counter], cost: int = 1, request_id: str = "", epoch: int = 1
+) -> Charged:
+    """Charge as a check does, which seeds a missing epoch."""
+    outcome: ChargeResult = EpochMissing(0)
+    while not isinstance(outcome, Charged):
+        outcome = await limiter.charge(Charge("acme", epoch, "k1", tuple(counters), cost, request_id))
+        if isinstance(outcome, EpochMissing):
+            await limiter.seed("acme", epoch, outcome.incarnation)
+    return outcome
+
+
+async def used(limiter: RedisLimiter, *counters: Counter) -> list[int]:
+    """Return what counts as used."""
+    looked = await limiter.look("acme", counters)
+    return [(of.limit.amount or 0) - told.remaining for of, told in zip(counters, looked, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------ as the pure code, any clock
+
+LIMITS = (
+    counter(60, SHORT, "minute"),
+    counter(MOST, SHORT, "huge"),
+    counter(100, Rolling(7_001), "odd"),
+    counter(1_000, LONG, "hour"),
+    counter(40, Rolling(366 * DAY), "year"),
+    counter(50, DAILY, "day", "Europe/Vienna"),
+    counter(MOST, Calendar(Period.MONTH), "month", "America/New_York"),
+    counter(10**9, LIFETIME, "life"),
+)
+costs = st.one_of(st.integers(0, 12), st.sampled_from((59, 60, 61, 999, MOST // 2, MOST - 1, MOST, MOST + 1, 2**62)))
+steps = st.sampled_from(
+    (0, 1, 117, 7_000, SECOND, 59 * SECOND, MINUTE, 61 * SECOND, HOUR, 13 * HOUR, DAY, 40 * DAY, 400 * DAY)
+)
+courses = st.lists(
+    st.tuples(
+        st.sampled_from(("check", "check", "check", "adjust", "refund", "look")),
+        st.lists(st.integers(0, len(LIMITS) - 1), min_size=1, max_size=4, unique=True),
+        costs,
+        steps,
+        st.sampled_from((1, 1, 1, 1, -1)),
+    ),
+    max_size=40,
+)
+
+
+Move = tuple[str, list[int], int, int, int]
+
+
+class History:
+    """Runs moves against counters in Redis and the pure code."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.limiter = world.process()
+        self.states: dict[str, State] = {}
+        self.admitted: tuple[str, int, int, list[tuple[Counter, int]]] | None = None
+
+    async def run(self, course: Sequence[Move]) -> None:
+        """Run all moves."""
+        for number, (move, places, cost, step, direction) in enumerate(course):
+            self.world.clock.time = max(DAY, self.world.clock.time + step * direction)
+            counters = tuple(LIMITS[place] for place in places)
+            await getattr(self, move)(counters, cost, f"n{number}")
+        await self.limiter.close()
+
+    async def check(self, counters: tuple[Counter, ...], cost: int, name: str) -> None:
+        """Charge."""
+        now = self.world.clock.time
+        outcome = await decided(self.limiter, counters, cost, name)
+        spent = spend(counters, [self.states.get(of.id) for of in counters], cost, now)
+        retry = None if spent.retry_time is None else spent.retry_time - now
+        assert outcome[:3] == (spent.denied, retry, tuple(map(standing, counters, spent.states)))
+        self.states |= {of.id: state for of, state in zip(counters, spent.states, strict=True)}
+        if spent.denied is None and cost:
+            moments = [(of, moment(state)) for of, state in zip(counters, spent.states, strict=True)]
+            self.admitted = name, cost, now, moments
+
+    async def adjust(self, counters: tuple[Counter, ...], cost: int, name: str) -> None:
+        """Charge beyond the amounts."""
+        units = min(cost, 10**6)
+        await self.limiter.adjust("acme", counters, units, once=name)
+        for of in counters:
+            self.states[of.id] = add(up_to_now(of, self.states.get(of.id), self.world.clock.time), units)
+
+    async def look(self, counters: tuple[Counter, ...], _cost: int, _name: str) -> None:
+        """Tell where they stand."""
+        now = self.world.clock.time
+        current = [up_to_now(of, self.states.get(of.id), now) for of in counters]
+        assert await self.limiter.look("acme", counters) == tuple(map(standing, counters, current))
+
+    async def refund(self, _counters: tuple[Counter, ...], _cost: int, _name: str) -> None:
+        """Give the last admission back."""
+        if self.admitted is None:
+            return
+        name, cost, time, charged = self.admitted
+        self.admitted = None
+        now = self.world.clock.time
+        await self.limiter.refund("acme", "k1", name)
+        if abs(now - time) < MINUTE:
+            for of, charged_at in charged:
+                self.states[of.id] = give_back(up_to_now(of, self.states[of.id], now), cost, charged_at)
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(courses)
+def test_any_history_by_any_clock_is_as_the_pure_code_says(server: RedisServer, course: list[Move]) -> None:
+    """Whatever is charged when, also where the clock goes back: verdict, remainder, retry time, each to the unit.
+
+    That is so up to 2^52 units; no count goes beyond.
+    """
+
+    async def run() -> None:
+        server.do("FLUSHALL")
+        try:
+            await History(World(server)).run(course)
+        finally:
+            await redis_counters.end()
+
+    asyncio.run(run())
+
+
+async def test_counts_end_at_2_to_the_52_and_free_nothing(world: World) -> None:
+    """Larger amounts are taken for that, larger costs for too much; an overdraft beyond it is not forgotten early."""
+    limiter = world.process()
+    for per in (SHORT, LONG, DAILY, LIFETIME):
+        limits = (counter(2**63 - 1, per, str(per)),)
+        assert (await decided(limiter, limits, 2**52 + 1)).denied == limits[0].limit
+        assert (await decided(limiter, limits, 2**52)).denied is None
+        denied = await decided(limiter, limits, 1)
+        assert (denied.denied, denied.standings[0].remaining) == (limits[0].limit, 0)
+    rate = counter(5, SHORT, "overdrawn")
+    await limiter.adjust("acme", (rate,), 2**62, once="a1")
+    world.clock.time += 30 * SECOND
+    await limiter.adjust("acme", (rate,), 2**62, once="a2")
+    world.clock.time += 31 * SECOND
+    assert (await decided(limiter, (rate,))).denied is not None
+    world.clock.time += 30 * SECOND
+    assert await used(limiter, rate) == [0]
+
+
+async def test_a_count_of_ever_more_is_ordered_still(world: World) -> None:
+    """What was ever charged may be more than a script can count: marks are ordered all the same, and not lost."""
+    limiter = world.process()
+    daily = counter(2**52, DAILY)
+    serials = []
+    for _ in range(20):
+        assert (await decided(limiter, (daily,), 2**52 - 7)).denied is None
+        await redis_counters.answered()
+        serials.append((await world.marks.load([daily.id]))[daily.id].serial)
+        world.clock.time += DAY
+    assert serials == sorted(set(serials))
+    assert serials[-1] >= 20 * (2**52 - 7)
+    world.server.do("FLUSHALL")
+    assert await used(limiter, daily) == [0]
+
+
+# ------------------------------------------------------------------------------------------------- several processes
+
+
+async def hammer(
+    world: World, limits: Sequence[Counter], processes: int, seconds: float, disturb: Callable[[], None] | None = None
+) -> tuple[int, int]:
+    """Have processes charge until all are denied or time is up; return what was admitted, and how many were denied."""
+    limiters = [world.process() for _ in range(processes)]
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    admitted = denied = 0
+    chooser = random.Random(1)
+
+    async def caller(limiter: RedisLimiter) -> None:
+        nonlocal admitted, denied
+        for _ in range(1_000_000):
+            cost = chooser.choice((1, 1, 1, 2, 3, 17))
+            outcome = await decided(limiter, limits, cost)
+            assert not outcome.degraded
+            if outcome.denied is None:
+                admitted += cost
+            elif cost == 1:
+                denied += 1
+                return
+            if loop.time() > end:
+                return
+
+    async def disturber() -> None:
+        while disturb is not None and loop.time() < end:
+            await asyncio.sleep(0.1)
+            disturb()
+
+    disturbing = asyncio.create_task(disturber())
+    await asyncio.gather(*(caller(limiter) for limiter in limiters for _ in range(8)))
+    disturbing.cancel()
+    await asyncio.gather(disturbing, return_exceptions=True)
+    for limiter in limiters:
+        await limiter.close()
+    return admitted, denied
+
+
+@pytest.mark.parametrize("per", [SHORT, LONG, DAILY, LIFETIME])
+async def test_processes_at_once_admit_exactly_the_amount(world: World, per: Per) -> None:
+    """Never one too many, and no fewer: nothing is lost by marks that several raise at once."""
+    assert await hammer(world, (counter(2_000, per),), 4, 60) == (2_000, 32)
+
+
+@pytest.mark.parametrize("per", [LONG, DAILY, LIFETIME])
+async def test_flushing_under_load_refills_nothing_and_costs_a_block_each_time(world: World, per: Per) -> None:
+    """Redis loses everything again and again while processes charge: the sum of all admissions stays in the amount."""
+    flushes = 0
+
+    def flush() -> None:
+        nonlocal flushes
+        flushes += 1
+        world.server.do("FLUSHALL")
+
+    limits = (counter(20_000, per),)
+    admitted, denied = await hammer(world, limits, 4, 60, flush)
+    assert denied == 32
+    assert flushes > 2
+    block = 200
+    assert 20_000 - flushes * (block + 17) <= admitted <= 20_000
+
+
+async def test_a_flush_in_the_middle_of_a_day_costs_a_block_at_most(world: World) -> None:
+    """What was used is used still, in every limit that outlives Redis; a minute's window starts empty."""
+    limits = [counter(1_000, per, str(per)) for per in (DAILY, Calendar(Period.MONTH), LIFETIME, LONG, SHORT)]
+    limiter = world.process()
+    for _ in range(433):
+        assert (await decided(limiter, limits)).denied is None
+    world.server.do("FLUSHALL")
+    *durable, short = await used(limiter, *limits)
+    assert all(433 <= each <= 443 for each in durable), durable
+    assert short == 0
+
+
+async def test_an_idle_counter_costs_nothing_when_redis_forgets_it(world: World) -> None:
+    """A counter whose time is over has no mark that counts: the next day, hour, month begins with nothing used."""
+    limits = [counter(1_000, per, str(per)) for per in (DAILY, Calendar(Period.MONTH), LONG)]
+    limiter = world.process()
+    await decided(limiter, limits, 5)
+    await redis_counters.answered()
+    world.clock.time += 33 * DAY
+    world.server.do("FLUSHALL")
+    assert await used(limiter, *limits) == [0, 0, 0]
+
+
+async def test_a_mark_is_used_for_a_day_at_most(world: World) -> None:
+    """So that the database may forget it: what is charged much later is charged under a mark of its time."""
+    limiter = world.process()
+    hourly = counter(1_000, LONG)
+    await decided(limiter, (hourly,))
+    await redis_counters.answered()
+    expires = (await world.marks.load([hourly.id]))[hourly.id].expire_time
+    assert expires is not None
+    world.clock.time = expires
+    assert await world.marks.forget(expires + 1, 10) == 1
+    await decided(limiter, (hourly,), 2)
+    world.server.do("FLUSHALL")
+    assert 2 <= (await used(limiter, hourly))[0] <= 12
+
+
+async def test_everything_in_redis_ends_but_epochs_and_lifetimes(world: World) -> None:
+    """Its memory is bounded by what is used, not by what ever was."""
+    limiter = world.process()
+    limits = [counter(1_000, per, str(per)) for per in (DAILY, LONG, SHORT)]
+    await decided(limiter, limits, 1, "r1")
+    await limiter.adjust("acme", limits, 1, once="a1")
+    await decided(limiter, [counter(10, LIFETIME, "life")])
+    await redis_counters.answered()
+    with world.server.client() as client:
+        endless = {key for key in client.keys("*") if client.ttl(key) == -1}
+    assert endless == {b"fg:{acme}", b"fg:{acme}:c:acme/life"}
+
+
+# --------------------------------------------------------------------------------------------- another Redis takes over
+
+
+def take_over(server: RedisServer) -> None:
+    """Have the server be what a replica is that was made the primary: the same data, another replication id."""
+    server.do("REPLICAOF", "127.0.0.1", "1")
+    server.do("REPLICAOF", "NO", "ONE")
+
+
+async def test_after_a_failover_epochs_and_marks_of_the_old_primary_do_not_count(world: World) -> None:
+    """They may be from before what the old one acknowledged last: both are read from the database."""
+    limiter = world.process()
+    limits = (counter(1_000, DAILY, "day"), counter(1_000, SHORT, "minute"))
+    await decided(limiter, limits, 5)
+    await limiter.publish("acme", 3)
+    await redis_counters.answered()
+    take_over(world.server)
+    missing = await limiter.charge(Charge("acme", 3, "k1", limits, 1))
+    assert isinstance(missing, EpochMissing)
+    await limiter.seed("acme", 4, missing.incarnation)
+    assert await limiter.charge(Charge("acme", 3, "k1", limits, 1)) == EpochMoved(4)
+    day, minute = await used(limiter, *limits)
+    assert 5 <= day <= 15
+    assert minute == 5  # what is left of it is better than nothing
+    await decided(limiter, limits, 990 - day, epoch=4)
+
+
+async def test_a_seed_from_before_a_failover_fails(world: World) -> None:
+    """The incarnation under which it read was left in a Redis that may have been told more since."""
+    limiter = world.process()
+    missing = await limiter.charge(Charge("acme", 1, "k1"))
+    assert isinstance(missing, EpochMissing)
+    take_over(world.server)
+    await limiter.seed("acme", 1, missing.incarnation)
+    anew = await limiter.charge(Charge("acme", 1, "k1"))
+    assert isinstance(anew, EpochMissing)
+    assert anew.incarnation != missing.incarnation
+    await limiter.publish("acme", 2)
+    take_over(world.server)
+    await limiter.publish("acme", 3)
+    await limiter.seed("acme", 2, anew.incarnation)
+    assert isinstance(await limiter.charge(Charge("acme", 3, "k1")), EpochMissing)
+
+
+async def test_where_replication_ids_are_hidden_none_are_compared(world: World) -> None:
+    """Then a failover goes unseen; nothing else changes."""
+    limiter = world.process(replication_ids=False)
+    limits = (counter(1_000, DAILY),)
+    await decided(limiter, limits, 5)
+    take_over(world.server)
+    assert await limiter.charge(Charge("acme", 0, "k1", limits, 1)) == EpochMoved(1)
+    assert await used(limiter, *limits) == [5]
+
+
+async def test_a_load_from_before_a_second_flush_seeds_nothing(world: World) -> None:
+    """A slow read of a mark may not undo what was charged, marked and lost since."""
+    slow, quick = world.process(), world.process()
+    limits = (counter(1_000, DAILY),)
+    await decided(quick, limits, 5)
+    await redis_counters.answered()
+    world.server.do("FLUSHALL")
+    gate = world.marks.gate = asyncio.Event()
+    looking = asyncio.create_task(slow.look("acme", limits))
+    await redis_counters.answered()
+    await asyncio.sleep(0)
+    world.marks.gate = None
+    await decided(quick, limits, 400)
+    await redis_counters.answered()
+    world.server.do("FLUSHALL")
+    assert not isinstance(await quick.charge(Charge("acme", 1, "k1")), Charged)  # the flush is over
+    gate.set()
+    await looking
+    assert (await used(slow, *limits))[0] >= 405
+    assert (await used(quick, *limits))[0] >= 405
+
+
+async def test_scripts_that_redis_forgot_are_sent_again(world: World) -> None:
+    """SCRIPT FLUSH at any moment is not noticed by anyone."""
+    limiter = world.process()
+    limits = (counter(100, DAILY), counter(100, SHORT, "rate"))
+    for number in range(100):
+        if number % 7 == 0:
+            world.server.do("SCRIPT", "FLUSH")
+        assert (await decided(limiter, limits)).denied is None
+    assert (await decided(limiter, limits)).denied is not None
+
+
+# ------------------------------------------------------------------------------------------------------- lost answers
+
+
+async def test_a_check_whose_answer_was_lost_is_not_sent_again_without_a_request_id(world: World) -> None:
+    """It may have been charged: LostAnswerError says so, and it was charged once at most."""
+    limits = (counter(1_000, SHORT),)
+    with Proxy(world.server.port) as proxy:
+        limiter = world.process(f"redis://127.0.0.1:{proxy.port}/0", timeout=0.5)
+        await decided(limiter, limits)
+        await redis_counters.answered()
+        for _ in range(10):
+            proxy.swallow_answers()
+            with pytest.raises(LostAnswerError):
+                await limiter.charge(Charge("acme", 1, "k1", limits, 1))
+            proxy.pass_on()
+            await recovered(limiter)
+        assert await used(limiter, *limits) == [11]
+
+
+async def test_a_check_with_a_request_id_survives_a_lost_answer_and_is_charged_once(world: World) -> None:
+    """It is sent again by itself; so are publications, looks and adjustments."""
+    limits = (counter(1_000, DAILY),)
+    await decided(world.process(), limits)
+    asked: list[Callable[[RedisLimiter], Awaitable[object]]] = [
+        lambda limiter: limiter.charge(Charge("acme", 1, "k1", limits, 1, "r1")),
+        lambda limiter: limiter.charge_many([Charge("acme", 1, "k1", limits, 1, f"r{number}") for number in (2, 3)]),
+        lambda limiter: limiter.adjust("acme", limits, 1, once="a1"),
+        lambda limiter: limiter.publish("acme", 1),
+        lambda limiter: limiter.look("acme", limits),
+    ]
+    with Proxy(world.server.port) as proxy:
+        for ask in asked:
+            limiter = world.process(f"redis://127.0.0.1:{proxy.port}/0", timeout=5)
+            await limiter.look("acme", limits)
+            proxy.truncate_answers(1)
+            await ask(limiter)
+        assert await used(world.process(), *limits) == [5]
+
+
+async def recovered(limiter: RedisLimiter) -> None:
+    """Return when Redis answers again."""
+    for _ in range(500):
+        try:
+            await limiter.look("acme", (counter(1, SHORT, "other"),))
+        except UnavailableError:
+            await asyncio.sleep(0.02)
+        else:
+            return
+    raise AssertionError("it did not come back")
+
+
+async def test_many_charges_go_in_one_write_and_those_of_an_account_in_one_call(world: World) -> None:
+    """256 checks of one account: four calls of the script. Of as many accounts: one each, all under way at once."""
+    limiter = world.process()
+    client = limiter._client
+    assert isinstance(client, TimedClient)
+    limits = (counter(1_000, SHORT),)
+    await decided(limiter, limits)
+    asked = client.asked["charge"]
+    told = await limiter.charge_many([Charge("acme", 1, "k1", limits, 1)] * 256)
+    assert [one.standings[0].remaining for one in told if isinstance(one, Charged)] == list(range(998, 742, -1))
+    assert client.asked["charge"] == asked + 4
+    together = asyncio.create_task(limiter.charge_many([Charge(f"a{number}", 1, "k1") for number in range(256)]))
+    await asyncio.sleep(0)
+    assert client.asked["charge"] == asked + 4 + 256
+    assert all(isinstance(one, EpochMissing) for one in await together)
+
+
+# -------------------------------------------------------------------------------------------------- by Redis' own clock
+
+
+async def test_the_clock_is_that_of_redis(world: World) -> None:
+    """A process whose own clock is months off counts as the others do: only Redis' time decides."""
+    wrong, right = world.process(timed=False), world.process(timed=False)
+    world.clock.time = 1_000 * DAY
+    limits = tuple(counter(10, per, str(per)) for per in (DAILY, Calendar(Period.MONTH), SHORT, LONG))
+    for limiter in (wrong, right):
+        for _ in range(5):
+            assert (await decided(limiter, limits)).denied is None
+        world.clock.time = TODAY * 2
+    denied = await decided(wrong, limits)
+    assert denied.denied is not None
+    assert [each.remaining for each in denied.standings] == [0, 0, 0, 0]
+    with world.server.client() as client:
+        seconds, _ = client.time()
+    reset = denied.standings[0].reset_time
+    assert reset is not None
+    assert seconds * SECOND - 60 * SECOND < reset <= (seconds // 86_400 + 1) * DAY + DAY
+
+
+def test_the_scripts_are_shipped(tmp_path: Path) -> None:
+    """Each is a file beside the code that loads it, and says what its KEYS and ARGV are."""
+    from formgate_server.storage.redis import lua  # noqa: PLC0415 - what is tested
+
+    for script in (lua.CHARGE, lua.LOAD, lua.PUBLISH, lua.RAISE, lua.REFUND, lua.RESERVE, lua.SEED):
+        assert all(f"-- {word}" in script.source for word in ("KEYS:", "ARGV:", "Result:")), script.name
+
+
+def test_what_outlives_redis_is_most_of_these() -> None:
+    """Else this file would prove little."""
+    assert [outlives_its_store(of.limit) for of in LIMITS] == [False, False, False, True, True, True, True, True]

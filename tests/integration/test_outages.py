@@ -1,0 +1,293 @@
+"""When something is down: each cell of the table in docs/guarantees.md, with real servers stopped, frozen and cut off.
+
+What is slow is in front of a proxy. Nothing hangs, nothing that is not known to be allowed is, verdicts say `degraded`,
+the log says it once, and all heals by itself.
+"""
+
+from __future__ import annotations
+
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+import pytest
+
+from formgate.v1 import accounts_pb2, authorization_pb2, keys_pb2
+from tests.support.client import Client, Refusal
+from tests.support.deployment import Deployment
+from tests.support.postgres import PostgresServer
+from tests.support.proxy import Proxy
+from tests.support.redis import RedisServer
+from tests.support.server import Server, eventually
+
+DEADLINE = 6.0
+"""Nothing takes longer: a database may take 5 seconds to be given up."""
+HEALED = 10.0
+STALENESS, GRACE = 2.0, 6.0
+
+POLICY = """
+name = "down"
+description = "Limits that say what becomes of them."
+prefixes = { LIVE = "down_" }
+
+[plans.standard]
+time_zone = "UTC"
+limits = [{ name = "daily", holder = "ACCOUNT", amount = 100, calendar = "DAY" }]
+
+[plans.closed]
+time_zone = "UTC"
+limits = [{ name = "daily", holder = "ACCOUNT", amount = 100, calendar = "DAY", when_degraded = "DENY" }]
+
+[plans.open]
+time_zone = "UTC"
+limits = [{ name = "daily", holder = "ACCOUNT", amount = 100, calendar = "DAY", when_degraded = "ALLOW" }]
+"""
+
+
+class World(NamedTuple):
+    """A server whose ways to its stores are proxies."""
+
+    deployed: Deployment
+    server: Server
+    manager: Client
+    redis: RedisServer
+    to_redis: Proxy
+    to_database: Proxy
+
+    def account(self, plan: str = "standard") -> str:
+        """Make an account."""
+        request = accounts_pb2.CreateAccountRequest(policy="down", plan=plan)
+        return str(self.manager(request).account.account_id)
+
+    def key(self, account: str) -> keys_pb2.CreateKeyResponse:
+        """Make a key and check it once: now it is known, and its counters are there."""
+        made: keys_pb2.CreateKeyResponse = self.manager(keys_pb2.CreateKeyRequest(account_id=account))
+        verdict = self.check(made.secret)
+        assert (verdict.allowed, verdict.degraded) == (True, False)
+        return made
+
+    def check(self, secret: str, **fields: object) -> authorization_pb2.CheckKeyResponse:
+        """Check a key."""
+        verdict = self.outcome(authorization_pb2.CheckKeyRequest(key=secret, **fields))  # type: ignore[arg-type]
+        assert isinstance(verdict, authorization_pb2.CheckKeyResponse), verdict
+        return verdict
+
+    def outcome(self, request: object) -> object:
+        """Call; whatever comes of it comes within the deadline."""
+        began = time.monotonic()
+        outcome = self.manager.outcome(request)  # type: ignore[arg-type]
+        assert time.monotonic() - began < DEADLINE
+        return outcome
+
+    def degraded(self, secret: str) -> authorization_pb2.CheckKeyResponse:
+        """Return a verdict that says that it is degraded, once there is one."""
+        return eventually(lambda: _if(self.check(secret, cost=0), lambda told: told.degraded), HEALED, "degraded")
+
+    def healed(self, secret: str) -> authorization_pb2.CheckKeyResponse:
+        """Return an exact verdict, once there is one again."""
+
+        def attempt() -> authorization_pb2.CheckKeyResponse | None:
+            told = self.outcome(authorization_pb2.CheckKeyRequest(key=secret, cost=0))
+            exact = isinstance(told, authorization_pb2.CheckKeyResponse) and not told.degraded
+            return told if exact else None  # type: ignore[return-value]
+
+        return eventually(attempt, HEALED, "exact again")
+
+    def undecided(self, secret: str, seconds: float) -> grpc.StatusCode:
+        """Return the code of a check that has no verdict, once there is one: so many seconds from now."""
+        check = authorization_pb2.CheckKeyRequest(key=secret)
+        return eventually(lambda: _code(self.outcome(check)), seconds + DEADLINE, "undecided")
+
+    def is_ready(self) -> bool:
+        """Ask the probe that load balancers ask."""
+        with urllib.request.urlopen(f"http://{self.server.http}/readyz", timeout=5) as answer:
+            return bool(answer.status == 200)
+
+
+def _if(
+    told: authorization_pb2.CheckKeyResponse, holds: Callable[[authorization_pb2.CheckKeyResponse], bool]
+) -> authorization_pb2.CheckKeyResponse | None:
+    return told if holds(told) else None
+
+
+@pytest.fixture
+def world(tmp_path: Path, postgres_server: PostgresServer) -> Iterator[World]:
+    """All is well."""
+    with (
+        RedisServer(tmp_path / "redis") as redis,
+        Proxy(redis.port) as to_redis,
+        Proxy(postgres_server.port) as to_database,
+        Deployment(
+            tmp_path / "d",
+            postgres_server,
+            redis.url().replace(str(redis.port), str(to_redis.port)),
+            policies={"down": POLICY},
+            max_staleness=STALENESS,
+            database_grace=GRACE,
+            processes=2,
+        ) as deployed,
+    ):
+        server = deployed.serve(database=deployed.database_by(to_database.port))
+        manager = Client(server.address, deployed.token)
+        yield World(deployed, server, manager, redis, to_redis, to_database)
+        manager.close()
+
+
+def take_away(store: Proxy, how: str) -> None:
+    """Stop a store, or freeze it."""
+    getattr(store, how)()
+
+
+HOW = pytest.mark.parametrize("how", ["refuse", "stall"])
+
+
+@HOW
+def test_redis_down_a_check_is_decided_by_shares(world: World, how: str) -> None:
+    """By the epoch of the database, and half of what was left; back again, what was let through is charged once."""
+    key = world.key(world.account())
+    take_away(world.to_redis, how)
+    world.degraded(key.secret)
+    verdicts = [world.check(key.secret) for _ in range(60)]
+    admitted = sum(verdict.allowed for verdict in verdicts)
+    # 99 were left, of which the mark may have covered up to 10: two processes share the rest.
+    assert 45 <= admitted <= 50
+    assert {verdict.reason for verdict in verdicts[-5:]} == {authorization_pb2.REASON_QUOTA_EXCEEDED}
+    assert all(verdict.degraded for verdict in verdicts)
+    assert world.is_ready()
+    world.to_redis.pass_on()
+    world.healed(key.secret)
+    left = eventually(
+        lambda: _if(world.check(key.secret, cost=0), lambda told: told.limits[0].remaining < 60), HEALED, "charged"
+    )
+    assert left.limits[0].remaining == 99 - admitted
+    assert world.server.log.count("limits go by this process' share") == 1
+
+
+@HOW
+@pytest.mark.parametrize("plan", ["open", "closed"])
+def test_redis_down_a_limit_says_what_becomes_of_it(world: World, how: str, plan: str) -> None:
+    """Open: all is admitted; closed: nothing."""
+    key = world.key(world.account(plan))
+    take_away(world.to_redis, how)
+    eventually(lambda: world.check(key.secret).degraded, HEALED, "degraded")
+    assert {world.check(key.secret).allowed for _ in range(150)} == {plan == "open"}
+
+
+@HOW
+def test_redis_down_a_change_is_committed_and_in_effect_later(world: World, how: str) -> None:
+    """Its answer says when; this process knows it at once."""
+    key = world.key(world.account())
+    take_away(world.to_redis, how)
+    revoked = world.outcome(keys_pb2.RevokeKeyRequest(key_id=key.key.key_id))
+    assert isinstance(revoked, keys_pb2.RevokeKeyResponse)
+    ahead = revoked.effective_time.ToNanoseconds() / 1e9 - time.time()
+    assert STALENESS - 1 < ahead <= STALENESS
+    verdict = world.check(key.secret)
+    assert (verdict.reason, verdict.degraded) == (authorization_pb2.REASON_KEY_REVOKED, True)
+    world.to_redis.pass_on()
+    assert world.healed(key.secret).reason == authorization_pb2.REASON_KEY_REVOKED
+
+
+@HOW
+def test_redis_down_usage_is_accepted(world: World, how: str) -> None:
+    """It is the database's."""
+    key = world.key(world.account())
+    take_away(world.to_redis, how)
+    record = authorization_pb2.UsageRecord(record_id="r1", key_id=key.key.key_id, units=1)
+    told = world.outcome(authorization_pb2.RecordUsageRequest(records=[record]))
+    assert isinstance(told, authorization_pb2.RecordUsageResponse)
+    assert told.results[0].outcome == authorization_pb2.OUTCOME_ACCEPTED
+
+
+@HOW
+def test_database_down_known_keys_go_on_for_a_while(world: World, how: str) -> None:
+    """Degraded and by the epochs in Redis; an unknown key is undecided, never "not found"; then nothing is decided."""
+    account = world.account()
+    key = world.key(account)
+    unknown = world.manager(keys_pb2.CreateKeyRequest(account_id=account)).secret
+    take_away(world.to_database, how)
+    assert world.degraded(key.secret).allowed
+    assert world.check(key.secret).allowed
+    assert _code(world.outcome(authorization_pb2.CheckKeyRequest(key=unknown))) is grpc.StatusCode.UNAVAILABLE
+    assert world.is_ready()
+    over = eventually(
+        lambda: _code(world.outcome(authorization_pb2.CheckKeyRequest(key=key.secret))),
+        GRACE + DEADLINE,
+        "grace is over",
+    )
+    assert over is grpc.StatusCode.UNAVAILABLE
+    world.to_database.pass_on()
+    assert world.healed(key.secret).allowed
+    assert world.check(unknown).allowed
+    assert world.server.log.count("degraded: the database does not answer") == 1
+
+
+@HOW
+def test_database_down_changes_and_usage_are_undecided(world: World, how: str) -> None:
+    """UNAVAILABLE, and nothing is half done."""
+    key = world.key(world.account())
+    take_away(world.to_database, how)
+    record = authorization_pb2.UsageRecord(record_id="r1", key_id=key.key.key_id, units=1)
+    for request in (
+        keys_pb2.RevokeKeyRequest(key_id=key.key.key_id),
+        authorization_pb2.RecordUsageRequest(records=[record]),
+        accounts_pb2.CreateAccountRequest(account_id="late"),
+    ):
+        assert _code(world.outcome(request)) is grpc.StatusCode.UNAVAILABLE
+    world.to_database.pass_on()
+    assert world.healed(key.secret).allowed
+    told = eventually(
+        lambda: _answer(world.outcome(authorization_pb2.RecordUsageRequest(records=[record]))), HEALED, "usage"
+    )
+    assert told.results[0].outcome == authorization_pb2.OUTCOME_ACCEPTED
+    late = world.outcome(accounts_pb2.GetAccountRequest(account_id="late"))
+    assert _code(late) is grpc.StatusCode.NOT_FOUND
+
+
+@HOW
+def test_both_down_known_keys_go_on_for_less(world: World, how: str) -> None:
+    """By heart, for max_staleness; then UNAVAILABLE; changes at once."""
+    key = world.key(world.account())
+    take_away(world.to_redis, how)
+    take_away(world.to_database, how)
+    change = world.outcome(keys_pb2.RevokeKeyRequest(key_id=key.key.key_id))
+    assert _code(change) is grpc.StatusCode.UNAVAILABLE
+    assert world.undecided(key.secret, STALENESS) is grpc.StatusCode.UNAVAILABLE
+    assert world.is_ready()
+    world.to_redis.pass_on()
+    world.to_database.pass_on()
+    assert world.healed(key.secret).allowed
+
+
+def test_a_slow_redis_costs_no_check_more_than_its_timeout(world: World) -> None:
+    """Slower than the timeout it is as if it were down, and a dead one is not waited for."""
+    key = world.key(world.account())
+    world.to_redis.delay = 1.0
+    began = time.monotonic()
+    for _ in range(10):
+        world.check(key.secret, cost=0)
+    assert time.monotonic() - began < 10 * 0.6
+    world.to_redis.delay = 0.0
+    world.healed(key.secret)
+
+
+def test_a_dead_redis_is_not_waited_for(world: World) -> None:
+    """The first to meet it wait for the timeout; then the circuit is open, and a hundred checks take no time."""
+    key = world.key(world.account("open"))
+    world.to_redis.stall()
+    world.degraded(key.secret)
+    time_of_hundred = time.monotonic()
+    for _ in range(100):
+        assert world.check(key.secret).degraded
+    assert time.monotonic() - time_of_hundred < 10, "each check waits for a dead Redis"
+
+
+def _code(outcome: object) -> grpc.StatusCode | None:
+    return outcome.code if isinstance(outcome, Refusal) else None
+
+
+def _answer(outcome: object) -> authorization_pb2.RecordUsageResponse | None:
+    return outcome if isinstance(outcome, authorization_pb2.RecordUsageResponse) else None

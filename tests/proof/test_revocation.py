@@ -1,0 +1,183 @@
+"""Revocation is immediate: two servers, many callers, changes at random, and a history of all that was said.
+
+No check that started after a change had returned decides by the state before it, whatever fails meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.proof.traffic import POLICY, Traffic
+from tests.support.deployment import Deployment
+from tests.support.postgres import PostgresServer
+from tests.support.proxy import Proxy
+from tests.support.redis import RedisServer
+
+SOAK = os.environ.get("FORMGATE_SOAK") == "1"
+CHECKS = 100_000 if SOAK else 3_000
+CHECKERS, MUTATORS = 16, 6
+STALENESS = 3.0
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of the test's own."""
+    with RedisServer(tmp_path / "redis") as server:
+        yield server
+
+
+@asynccontextmanager
+async def traffic(addresses: list[str], token: str) -> AsyncIterator[Traffic]:
+    """Callers, until so many checks were decided; then the history is looked at."""
+    made = Traffic(addresses, token, seed=20_261_128)
+    callers = [asyncio.create_task(made.mutator()) for _ in range(MUTATORS)]
+    callers += [asyncio.create_task(made.checker()) for _ in range(CHECKERS)]
+    try:
+        yield made
+        await enough(made, CHECKS, callers)
+        made.stopping = True
+        await asyncio.gather(*callers)
+    finally:
+        for caller in callers:
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+        await made.close()
+    history = made.history
+    assert history.violations() == []
+    assert made.changes > len(history.seen) / 1_000, "hardly anything changed"
+    assert history.told_apart > len(history.seen) / 2, "most checks could have said anything"
+    assert {seen.reason for seen in history.seen} >= {1, 6, 7}, "too few kinds of verdicts"
+
+
+async def enough(made: Traffic, checks: int, callers: list[asyncio.Task[None]]) -> None:
+    """Wait until so many checks were decided; a caller that broke off breaks the test off."""
+    waiting = asyncio.create_task(made.seen(checks))
+    done, _ = await asyncio.wait([waiting, *callers], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    for each in done:
+        await each
+
+
+async def decided(made: Traffic, share: float) -> None:
+    """Wait until that share of the checks was decided."""
+    await made.seen(round(share * CHECKS))
+
+
+def deployment(folder: Path, postgres: PostgresServer, redis_url: str) -> Deployment:
+    """Return what all these tests run on."""
+    return Deployment(
+        folder, postgres, redis_url, policies={"proof": POLICY}, max_staleness=STALENESS, processes=2, log_level="info"
+    )
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    """Run the callers in a loop of their own."""
+    asyncio.run(test())  # type: ignore[arg-type]
+
+
+@pytest.mark.timeout(3_600 if SOAK else 120)
+def test_while_all_is_well(tmp_path: Path, postgres_server: PostgresServer, redis: RedisServer) -> None:
+    """Nobody sees an old state, and every check has a verdict."""
+    with deployment(tmp_path / "d", postgres_server, redis.url()) as deployed:
+        servers = [deployed.serve(), deployed.serve()]
+
+        async def test() -> None:
+            async with traffic([each.address for each in servers], deployed.token) as made:
+                pass
+            assert made.history.undecided == 0
+            assert made.later == 0
+            assert not any(seen.degraded for seen in made.history.seen)
+
+        run(test)
+
+
+@pytest.mark.timeout(3_600 if SOAK else 120)
+def test_redis_restarted_empty(tmp_path: Path, postgres_server: PostgresServer, redis: RedisServer) -> None:
+    """Again and again, flushed and killed: a seed from before a change never comes back."""
+    with deployment(tmp_path / "d", postgres_server, redis.url()) as deployed:
+        servers = [deployed.serve(), deployed.serve()]
+
+        async def test() -> None:
+            async with traffic([each.address for each in servers], deployed.token) as made:
+                for step in range(1, 9):
+                    await decided(made, step / 10)
+                    if step % 2:
+                        redis.do("FLUSHALL")
+                    else:
+                        await asyncio.to_thread(redis.restart)
+
+        run(test)
+
+
+@pytest.mark.timeout(3_600 if SOAK else 120)
+def test_a_publisher_killed(tmp_path: Path, postgres_server: PostgresServer, redis: RedisServer) -> None:
+    """Killed at any moment, between commit and publication too: whoever polls next publishes what it had committed."""
+    with deployment(tmp_path / "d", postgres_server, redis.url()) as deployed:
+        servers = [deployed.serve(), deployed.serve()]
+
+        async def test() -> None:
+            async with traffic([each.address for each in servers], deployed.token) as made:
+                for step in range(1, 6):
+                    await decided(made, step / 8)
+                    victim = servers[step % 2]
+                    victim.kill()
+                    victim.spawn()  # here: a process ends with the thread that started it
+                    await asyncio.to_thread(victim.wait_until_ready)
+                    made.readdress(step % 2, victim.address)
+
+        run(test)
+
+
+@pytest.mark.timeout(3_600 if SOAK else 120)
+@pytest.mark.parametrize("fault", ["refuse", "stall", "swallow_answers"])
+def test_one_process_cut_off_from_redis(
+    tmp_path: Path, postgres_server: PostgresServer, redis: RedisServer, fault: str
+) -> None:
+    """It asks the database on every check; what it changes is in effect for all when its answer says so."""
+    with Proxy(redis.port) as proxy, deployment(tmp_path / "d", postgres_server, redis.url()) as deployed:
+        through = redis.url().replace(str(redis.port), str(proxy.port))
+        servers = [deployed.serve(), deployed.serve(redis=through)]
+
+        async def test() -> None:
+            async with traffic([each.address for each in servers], deployed.token) as made:
+                for step in range(1, 4):
+                    await decided(made, step / 5)
+                    getattr(proxy, fault)()
+                    await decided(made, step / 5 + 0.1)
+                    proxy.pass_on()
+            assert made.later > 0
+            assert any(seen.degraded for seen in made.history.seen)
+
+        run(test)
+
+
+@pytest.mark.timeout(3_600 if SOAK else 120)
+def test_a_failover_to_a_replica_that_is_behind(
+    tmp_path: Path, postgres_server: PostgresServer, redis: RedisServer
+) -> None:
+    """What the replaced primary wrote counts as lost: its epochs are read from the database."""
+    with (
+        RedisServer(tmp_path / "replica", replica_of=redis) as replica,
+        Proxy(redis.port) as proxy,
+        deployment(tmp_path / "d", postgres_server, redis.url().replace(str(redis.port), str(proxy.port))) as deployed,
+    ):
+        servers = [deployed.serve(), deployed.serve()]
+
+        async def test() -> None:
+            async with traffic([each.address for each in servers], deployed.token) as made:
+                await decided(made, 0.3)
+                replica.pause()  # from here on it is behind
+                await decided(made, 0.5)
+                redis.kill()
+                replica.resume()
+                replica.do("REPLICAOF", "NO", "ONE")
+                proxy.go_to(replica.port)
+            assert replica.do("DBSIZE") > 0
+
+        run(test)

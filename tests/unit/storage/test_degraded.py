@@ -1,0 +1,324 @@
+"""What goes on when a store is away: every cell of the table, over stores that a test takes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+
+from formgate_server.core.errors import CountersUnavailableError, LostAnswerError, UnavailableError
+from formgate_server.core.freshness import Freshness
+from formgate_server.core.limits import Counter, State, add, up_to_now
+from formgate_server.core.model import Calendar, Holder, Limit, Period, Rolling, WhenDegraded
+from formgate_server.core.ports import Charge, Charged, ChargeResult, EpochMoved, News, Reserved
+from formgate_server.storage.degraded import CoalescedEpochs, DegradedLimiter
+from formgate_server.storage.memory.counters import MemoryReservations
+from formgate_server.storage.memory.limiter import MemoryLimiter
+from formgate_server.storage.shares import Shares
+from tests.support.clock import MINUTE, SettableClock
+
+RATE = Counter("acme/k1/rate", Limit("rate", Holder.KEY, 100, Rolling(MINUTE)), "UTC")
+DAILY = Counter("acme/daily", Limit("daily", Holder.ACCOUNT, 1_000, Calendar(Period.DAY)), "UTC")
+
+
+class Redis(MemoryLimiter):
+    """A counters' store that a test takes away."""
+
+    error: UnavailableError | None = None
+    charges_all_the_same = False
+
+    async def charge(self, charge: Charge) -> ChargeResult:
+        """See ``Limiter``."""
+        if self.error is not None:
+            if self.charges_all_the_same:
+                await super().charge(charge)
+            raise self.error
+        return await super().charge(charge)
+
+    async def charge_many(self, charges: Sequence[Charge]) -> Sequence[ChargeResult | UnavailableError]:
+        """See ``Limiter``."""
+        if self.error is not None:
+            return [self.error] * len(charges)
+        return await super().charge_many(charges)
+
+    async def adjust(self, account_id: str, counters: Sequence[Counter], units: int, *, once: str) -> None:
+        """See ``Limiter``."""
+        if self.error is not None:
+            raise self.error
+        await super().adjust(account_id, counters, units, once=once)
+
+
+class Database:
+    """The Epochs port, which a test takes away."""
+
+    def __init__(self) -> None:
+        self.epochs = {"acme": 1}
+        self.away = False
+        self.reads = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def of(self, account_ids: Collection[str]) -> Mapping[str, int]:
+        """See ``Epochs``."""
+        self.reads += 1
+        found = {each: self.epochs[each] for each in account_ids if each in self.epochs}
+        await self.gate.wait()
+        if self.away:
+            raise UnavailableError("The database is away.")
+        return found
+
+    async def since(self, moment: int | None) -> News:
+        """See ``Epochs``."""
+        raise AssertionError("only following asks for this")
+
+    async def forget(self, before: int, most: int) -> int:
+        """See ``Epochs``."""
+        raise AssertionError("only retention asks for this")
+
+
+class World:
+    """A process of two, its stores, and what it told."""
+
+    def __init__(self, processes: int = 2) -> None:
+        self.clock = SettableClock()
+        self.seconds = 0.0
+        self.marks = MemoryReservations()
+        self.database = Database()
+        self.redis = Redis(self.clock, self.marks)
+        self.freshness = Freshness(lambda: self.seconds, max_staleness=30, database_grace=600)
+        self.shares = Shares(self.clock, self.marks, processes)
+        self.told: list[bool] = []
+        self.limiter = DegradedLimiter(
+            self.redis, self.shares, self.database, self.freshness, on_degraded=self.told.append
+        )
+
+    async def begin(self) -> World:
+        """Let the counters' store know the account."""
+        await self.redis.publish("acme", 1)
+        missing = await self.redis.charge(Charge("acme", 1, "k1"))
+        await self.redis.seed("acme", 1, getattr(missing, "incarnation", 0))
+        return self
+
+    async def charge(
+        self, cost: int = 1, *counters: Counter, epoch: int = 1, request_id: str = "", key: str = "k1"
+    ) -> ChargeResult:
+        """Charge what a check of a key does."""
+        return await self.limiter.charge(Charge("acme", epoch, key, counters or (RATE,), cost, request_id))
+
+    def take_redis_away(self, *, lost: bool = False) -> None:
+        """Let it answer no more."""
+        self.redis.error = LostAnswerError("lost") if lost else CountersUnavailableError("away")
+
+
+@pytest.fixture
+async def world() -> World:
+    """Two stores that answer."""
+    return await World().begin()
+
+
+def admitted(outcome: ChargeResult) -> bool:
+    """Tell whether a charge went through; a verdict by shares says so."""
+    assert isinstance(outcome, Charged)
+    return outcome.denied is None
+
+
+async def test_while_all_is_well_nothing_is_degraded(world: World) -> None:
+    """Verdicts are the counters' store's own."""
+    outcome = await world.charge()
+    assert isinstance(outcome, Charged)
+    assert (outcome.denied, outcome.degraded, outcome.standings[0].remaining) == (None, False, 99)
+    assert (world.told, world.database.reads) == ([], 0)
+
+
+async def test_without_redis_each_process_has_its_share_of_what_was_left(world: World) -> None:
+    """Of 100, 39 are used; two processes share 61: each lets 31 through, says so, and then denies by that limit."""
+    await world.charge(39)
+    world.take_redis_away()
+    outcomes = [await world.charge() for _ in range(40)]
+    assert [admitted(each) for each in outcomes] == [True] * 31 + [False] * 9
+    last = outcomes[-1]
+    assert isinstance(last, Charged)
+    assert (last.denied, last.degraded, last.standings[0]) == (
+        RATE.limit,
+        True,
+        last.standings[0]._replace(remaining=0),
+    )
+    assert last.retry_after is not None
+    assert world.told == [True]
+
+
+async def test_a_share_of_what_outlives_redis_is_known_by_its_mark(world: World) -> None:
+    """Also to a process that has never seen the counter: what the mark may cover counts as used."""
+    await world.marks.save({DAILY.id: Reserved(_day(world, 600), 10)})
+    world.take_redis_away()
+    outcomes = [await world.charge(1, DAILY) for _ in range(200)]
+    assert sum(map(admitted, outcomes)) == (1_000 - 610) // 2
+
+
+def _day(world: World, used: int) -> State:
+    return add(up_to_now(DAILY, None, world.clock.now()), used)
+
+
+async def test_shares_begin_anew_with_the_window(world: World) -> None:
+    """What others had used no longer counts then; a share is half of all."""
+    await world.charge(100)
+    world.take_redis_away()
+    assert not admitted(await world.charge())
+    world.clock.time += 2 * MINUTE
+    outcomes = [await world.charge() for _ in range(60)]
+    assert sum(map(admitted, outcomes)) == 50
+
+
+async def test_all_shares_or_none(world: World) -> None:
+    """A denial by one limit charges no other."""
+    tight = replace(RATE.limit, name="tight", amount=4)
+    world.take_redis_away()
+    limits = (DAILY, Counter("acme/k1/tight", tight, "UTC"))
+    outcomes = [await world.charge(1, *limits) for _ in range(5)]
+    assert [admitted(each) for each in outcomes] == [True, True, False, False, False]
+    left = await world.charge(0, DAILY)
+    assert isinstance(left, Charged)
+    assert left.standings[0].remaining == 498
+
+
+@pytest.mark.parametrize(("when", "admits"), [(WhenDegraded.ALLOW, 500), (WhenDegraded.DENY, 0)])
+async def test_a_limit_says_what_becomes_of_it(world: World, when: WhenDegraded, admits: int) -> None:
+    """Everything is allowed by it, or nothing."""
+    world.take_redis_away()
+    counter = RATE._replace(limit=replace(RATE.limit, when_degraded=when))
+    outcomes = [await world.charge(1, counter) for _ in range(500)]
+    assert sum(map(admitted, outcomes)) == admits
+    assert all(isinstance(each, Charged) and each.degraded for each in outcomes)
+
+
+async def test_a_request_is_charged_once_without_redis_too(world: World) -> None:
+    """Repeated within a minute it is admitted, though nothing is left."""
+    world.take_redis_away()
+    for _ in range(50):
+        assert admitted(await world.charge(1, request_id="r1"))
+    assert admitted(await world.charge(49))
+    assert admitted(await world.charge(1, request_id="r1"))
+    assert not admitted(await world.charge())
+
+
+async def test_the_epoch_is_the_databases(world: World) -> None:
+    """A change that Redis was not told is known at the next check."""
+    world.take_redis_away()
+    world.database.epochs["acme"] = 2
+    assert await world.charge() == EpochMoved(2)
+    assert admitted(await world.charge(epoch=2))
+
+
+async def test_an_account_that_is_gone_is_read_again(world: World) -> None:
+    """Its keys are not decided by what was cached."""
+    world.take_redis_away()
+    del world.database.epochs["acme"]
+    assert await world.charge() == EpochMoved(2)
+
+
+async def test_a_read_begun_before_the_check_is_not_shared() -> None:
+    """Whoever comes while a read is under way gets the next one, which all of them share."""
+    database = Database()
+    epochs = CoalescedEpochs(database)
+    database.gate.clear()
+    first = asyncio.create_task(epochs.of("acme"))
+    await asyncio.sleep(0.001)
+    database.epochs["acme"] = 2  # a change that returns now
+    later = [asyncio.create_task(epochs.of("acme")) for _ in range(10)]
+    await asyncio.sleep(0.001)
+    database.gate.set()
+    assert await first == 1
+    assert await asyncio.gather(*later) == [2] * 10
+    assert database.reads == 2
+
+
+async def test_a_failed_read_fails_those_who_wait_for_it_and_no_others() -> None:
+    """The next one reads anew."""
+    database = Database()
+    database.away = True
+    epochs = CoalescedEpochs(database)
+    for outcome in await asyncio.gather(*(epochs.of("acme") for _ in range(3)), return_exceptions=True):
+        assert isinstance(outcome, UnavailableError)
+    database.away = False
+    assert await epochs.of("acme") == 1
+
+
+async def test_back_again_what_was_let_through_is_charged_once(world: World) -> None:
+    """And told; verdicts are exact again."""
+    world.take_redis_away()
+    for _ in range(7):
+        await world.charge(1, RATE, DAILY)
+    world.redis.error = None
+    await world.charge(0, RATE, DAILY)
+    await _settled()
+    for _ in range(2):
+        told = await world.charge(0, RATE, DAILY)
+        assert isinstance(told, Charged)
+        assert ([each.remaining for each in told.standings], told.degraded) == ([93, 993], False)
+    assert world.told == [True, False]
+
+
+async def test_what_may_have_been_charged_is_not_charged_again(world: World) -> None:
+    """A lost answer: the check goes on by its share, and nothing is owed for it."""
+    world.take_redis_away(lost=True)
+    world.redis.charges_all_the_same = True
+    assert admitted(await world.charge(5))
+    world.redis.error = None
+    await world.charge(0)
+    await _settled()
+    told = await world.charge(0)
+    assert isinstance(told, Charged)
+    assert told.standings[0].remaining == 95
+
+
+async def test_many_at_once_go_on_as_one_does(world: World) -> None:
+    """Each with its own result, in order; one whose account moved takes no other along."""
+    world.take_redis_away()
+    charges = [Charge("acme", epoch, "k1", (RATE,), 1) for epoch in (1, 0, 1)]
+    first, moved, last = await world.limiter.charge_many(charges)
+    assert isinstance(first, Charged)
+    assert isinstance(last, Charged)
+    assert (first.denied, moved, last.degraded) == (None, EpochMoved(1), True)
+
+
+async def test_without_the_database_known_keys_go_on(world: World) -> None:
+    """By the epochs in Redis, and degraded, for ten minutes; then nothing is decided."""
+    world.freshness.lost()
+    world.seconds = 599
+    outcome = await world.charge()
+    assert isinstance(outcome, Charged)
+    assert (outcome.denied, outcome.degraded) == (None, True)
+    await world.redis.publish("acme", 2)
+    assert await world.charge() == EpochMoved(2)
+    world.seconds = 601
+    with pytest.raises(UnavailableError):
+        await world.charge(epoch=2)
+    (many,) = await world.limiter.charge_many([Charge("acme", 2, "k1", (RATE,), 1)])
+    assert isinstance(many, UnavailableError)
+
+
+async def test_without_both_known_keys_go_on_for_max_staleness(world: World) -> None:
+    """By heart: not by an epoch below one that a poll has told; then nothing is decided."""
+    world.take_redis_away()
+    world.freshness.read(0, {"acme": 2})
+    world.freshness.lost()
+    world.database.away = True
+    assert await world.charge() == EpochMoved(2)
+    assert admitted(await world.charge(epoch=2))
+    world.seconds = 31
+    with pytest.raises(UnavailableError):
+        await world.charge(epoch=2)
+
+
+async def test_no_error_of_a_store_is_taken_for_a_yes(world: World) -> None:
+    """What is none of the counters' store's own goes through: nothing is decided."""
+    world.redis.error = UnavailableError("the database takes no marks and has none")
+    with pytest.raises(UnavailableError):
+        await world.charge()
+
+
+async def _settled() -> None:
+    for _ in range(50):
+        await asyncio.sleep(0)
