@@ -42,7 +42,18 @@ from tests.support.workers import SupervisedServer, workers_of
 WORKERS = 2
 REPLACED = 60.0
 """Seconds in which another worker serves, on a machine that has other things to do too."""
-LABELS = {"reason", "outcome", "worker", "generation", "version", "implementation", "major", "minor", "patchlevel"}
+LABELS = {
+    "reason",
+    "outcome",
+    "store",
+    "worker",
+    "generation",
+    "version",
+    "implementation",
+    "major",
+    "minor",
+    "patchlevel",
+}
 
 redis_is_wired = pytest.mark.skipif(
     "this version has no counters in Redis" in inspect.getsource(bootstrap),
