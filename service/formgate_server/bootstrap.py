@@ -368,6 +368,9 @@ async def _open_stores(
     )
     parts = Parts(reservations, epochs, cache, GuardedKeys(cache, attempts), clock)
     counters = await open_counters(stack, settings, parts)
+    freshness = counters.freshness
+    if freshness is not None:
+        database.is_away = lambda: not freshness.database_up
     return _Stores(SqlRegistry(database, peppers), SqlUsageLedger(database), counters)
 
 

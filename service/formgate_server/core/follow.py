@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from formgate_server.core.errors import UnavailableError
 from formgate_server.core.freshness import Freshness
-from formgate_server.core.ports import Epochs, Limiter
+from formgate_server.core.ports import Epochs, Limiter, News
 
 INTERVAL = 0.5
 _PATIENCE = 2.0
@@ -41,6 +41,7 @@ class Follow:
         self._monotonic = monotonic
         self._patience = patience
         self._until: int | None = None
+        self._reading: asyncio.Task[News | None] | None = None
         self._published: dict[str, int] = {}
         self._forgotten = monotonic()
         self._unpublished: dict[str, int] = {}
@@ -54,10 +55,8 @@ class Follow:
     async def poll(self) -> None:
         """Poll once; never raises for a store that is away."""
         began = self._monotonic()
-        try:
-            async with asyncio.timeout(self._patience):
-                news = await self._epochs.since(self._until)
-        except (UnavailableError, TimeoutError):
+        news = await self._read()
+        if news is None:
             self._freshness.lost()
             return
         self._until = news.until
@@ -70,6 +69,26 @@ class Follow:
                 self._unpublished[account_id] = epoch
         if await self._publish():
             self._freshness.published(began)
+
+    async def _read(self) -> News | None:
+        """Return what has changed; None: the database does not answer, or not yet.
+
+        A read that takes too long is not cancelled, for a statement may have to be waited for; what it finds in the
+        end is of a time that has gone by.
+        """
+        if self._reading is not None and not self._reading.done():
+            await asyncio.wait({self._reading}, timeout=self._patience)
+            if not self._reading.done():
+                return None
+        self._reading = asyncio.create_task(self._since())
+        await asyncio.wait({self._reading}, timeout=self._patience)
+        return self._reading.result() if self._reading.done() else None
+
+    async def _since(self) -> News | None:
+        try:
+            return await self._epochs.since(self._until)
+        except UnavailableError:
+            return None
 
     async def _publish(self) -> bool:
         """Publish what is to be; tell whether nothing is left. What fails is tried again by the next poll."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from formgate_server.core.errors import CountersUnavailableError, LostAnswerError, UnavailableError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _RETRY_SECONDS = 1.0
 _CLOSE_SECONDS = 2.0
+_PATIENCE_SECONDS = 2.0
 _AT_ONCE = 64
 
 
@@ -241,10 +242,14 @@ class FreshKeys:
         """Without the database, what is known goes by the epochs in the counters' store."""
         return self._freshness.is_fresh or not self._freshness.database_up
 
-    def find(
+    async def find(
         self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = ""
-    ) -> Coroutine[Any, Any, KeyRecord | TooManyAttempts | None]:
+    ) -> KeyRecord | TooManyAttempts | None:
         """See ``KeyFinder``."""
-        if not self._may_be_cached and self._cache.known(digests) is not None:
-            return self._cache.find(digests, at_least=LARGEST)
-        return self._finder.find(digests, at_least=at_least, source_ip=source_ip)
+        if self._may_be_cached or self._cache.known(digests) is None:
+            return await self._finder.find(digests, at_least=at_least, source_ip=source_ip)
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                return await self._cache.find(digests, at_least=LARGEST)
+        except TimeoutError:
+            raise UnavailableError("The database does not answer in time.") from None

@@ -32,13 +32,13 @@ class Database:
         self.news: dict[str, int] = {}
         self.asked: list[int | None] = []
         self.away = False
-        self.frozen = False
+        self.thawed = asyncio.Event()
+        self.thawed.set()
 
     async def since(self, moment: int | None) -> News:
         """See ``Epochs``."""
         self.asked.append(moment)
-        if self.frozen:
-            await asyncio.Event().wait()
+        await self.thawed.wait()
         if self.away:
             raise UnavailableError("The database is away.")
         return News(dict(self.news), len(self.asked))
@@ -141,7 +141,10 @@ async def test_a_database_that_is_frozen_is_away() -> None:
     """It is not waited for, and told once; it is back with the first poll that reads."""
     world = World()
     ups = []
-    for world.database.frozen in (True, True, False):
+    world.database.thawed.clear()
+    for thaws in (False, False, True):
+        if thaws:
+            world.database.thawed.set()
         await world.poll_at(0.5)
         ups.append(world.freshness.database_up)
     assert ups == [False, False, True]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, make_url
 from formgate_server.storage.sql import postgres, sqlite
 from formgate_server.storage.sql.connection import Connection, lent
 from formgate_server.storage.sql.errors import translated, unavailable
-from formgate_server.storage.sql.parts import Parts, UnfitDatabaseError
+from formgate_server.storage.sql.parts import Lookups, Parts, UnfitDatabaseError
 from formgate_server.storage.sql.postgres_url import SCHEMES
 from formgate_server.storage.sql.turns import Turns
 
@@ -28,16 +28,30 @@ class Database:
 
     def __init__(self, parts: Parts) -> None:
         self.reader = parts.reader
-        self.lookups = parts.lookups
+        self.is_away: Callable[[], bool] = lambda: False
+        """Whether somebody who asks now and then has found that it does not answer: then nobody else waits for that."""
+        self._lookups = parts.lookups
         self._parts = parts
         # Whoever has to wait does so here, in order: SQLite's own waiting is a poll, and so unfair that under load it
         # ends in "database is locked".
         self._readers = asyncio.Semaphore(parts.readers)
         self._writers = Turns(parts.writers)
 
+    @property
+    def lookups(self) -> Lookups:
+        """What selects by a list of values, on the shortest way. Raises UnavailableError where it is away."""
+        self._check()
+        return self._lookups
+
+    def _check(self) -> None:
+        if self.is_away():
+            raise unavailable()
+
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[Connection]:
-        """Lend a connection for one statement, which sees all that is committed."""
+    async def reading(self, *, anyway: bool = False) -> AsyncIterator[Connection]:
+        """Lend a connection for one statement, which sees all that is committed. ``anyway``: to see if it is away."""
+        if not anyway:
+            self._check()
         with translated():
             async with AsyncExitStack() as stack:
                 await self._turn(stack, self._readers)
@@ -49,6 +63,7 @@ class Database:
 
         What is not ``urgent`` lets go first whatever is: changes, and the marks that checks wait for.
         """
+        self._check()
         with translated():
             async with AsyncExitStack() as stack:
                 await self._turn(stack, self._writers.turn(urgent=urgent))
@@ -81,7 +96,7 @@ class Database:
         if parts.close_seconds is not None and parts.give_up is not None:
             late = asyncio.get_running_loop().call_later(parts.close_seconds, parts.give_up)
         try:
-            await self.lookups.close()
+            await self._lookups.close()
             await self.reader.dispose()
             await parts.writer.dispose()
         finally:

@@ -52,12 +52,12 @@ class SqlEpochs:
 
     async def since(self, moment: int | None) -> News:
         """See ``Epochs``. Transactions are short: whoever began before ``moment`` has ended a while after it."""
-        async with self._database.reading() as connection:
+        async with self._database.reading(anyway=True) as connection:
             now: int = (await connection.execute(select(clock(connection.dialect_name)))).scalar_one()
         if moment is None:
             return News({}, now)
         newest = select(changes.c.account_id, func.max(changes.c.epoch)).where(changes.c.time >= moment - _OVERLAP)
-        async with self._database.reading() as connection:
+        async with self._database.reading(anyway=True) as connection:
             return News(await _pairs(connection, newest.group_by(changes.c.account_id)), now)
 
     async def forget(self, before: int, most: int) -> int:

@@ -20,7 +20,7 @@ class Lookup:
     """Selects rows by a list of values: SQLAlchemy's statement, compiled once a length of list, run by the driver."""
 
     def __init__(self, database: Database, select: Select[Any], column: ColumnElement[Any]) -> None:
-        self._lookups = database.lookups
+        self._database = database
         self._select = select
         self._column = column
         self._sql: dict[int, str] = {}
@@ -31,11 +31,12 @@ class Lookup:
     async def rows(self, values: Sequence[object]) -> list[list[Any]]:
         """Return the rows of any of ``values``, read after the call began."""
         length = len(values)
+        lookups = self._database.lookups
         sql = self._sql.get(length)
         if sql is None:
-            sql = self._sql[length] = self._lookups.compile(self._select, self._column, length)
+            sql = self._sql[length] = lookups.compile(self._select, self._column, length)
         with translated():
-            found = await self._lookups.fetch(sql, values)
+            found = await lookups.fetch(sql, values)
         return [self._read(row) for row in found]
 
     def _read(self, row: Sequence[Any]) -> list[Any]:
