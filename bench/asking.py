@@ -11,10 +11,13 @@ from types import TracebackType
 from typing import Final, Self
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 
 from bench.h2load import Answered
 from formgate.v1.authorization_pb2 import (
     OUTCOME_ACCEPTED,
+    REASON_OK,
+    REASON_RATE_LIMITED,
     BatchCheckKeysRequest,
     CheckKeyRequest,
     CheckKeyResponse,
@@ -23,21 +26,27 @@ from formgate.v1.authorization_pb2 import (
     UsageRecord,
 )
 from formgate.v1.authorization_pb2_grpc import AuthorizationServiceStub
+from formgate.v1.keys_pb2 import CreateKeyRequest
+from formgate.v1.keys_pb2_grpc import KeyServiceStub
+from formgate.v1.resources_pb2 import HOLDER_KEY, Grant, Limit
 
 SERVICE: Final = "/formgate.v1.AuthorizationService"
 MOST: Final = 1_000
 """Records in a call."""
 
+PERMISSION: Final = "forms.view"
+RESOURCE: Final = "forms/f1/submissions"
+
 _UNLIMITED_SIZE: Final = [("grpc.max_receive_message_length", -1)]
 _CALLS_UNDER_WAY: Final = 4
 _KEYS_A_BATCH: Final = 100
-_BATCHES_UNDER_WAY: Final = 64
+_BATCHES_UNDER_WAY: Final = 24  # each looks for 32 keys at a time: the server lets 1,000 in all wait for that
 
 
 def check(secret: str, *, cost: int | None = None) -> CheckKeyRequest:
     """Return a check as an API gateway would send it; of cost 1, if none is given."""
     return CheckKeyRequest(
-        key=secret, permissions=["forms.view"], resources=["forms/f1/submissions"], source_ip="203.0.113.7", cost=cost
+        key=secret, permissions=[PERMISSION], resources=[RESOURCE], source_ip="203.0.113.7", cost=cost
     )
 
 
@@ -57,7 +66,7 @@ def usage(key_ids: Iterator[str], calls: int) -> list[bytes]:
                     key_id=key_id,
                     units=1,
                     operation="submissions.list",
-                    resource="forms/f1/submissions",
+                    resource=RESOURCE,
                     status_code=200,
                 )
                 for number, key_id in enumerate(itertools.islice(key_ids, MOST))
@@ -95,6 +104,31 @@ class Client:
         batches = [secrets[begin : begin + _KEYS_A_BATCH] for begin in range(0, len(secrets), _KEYS_A_BATCH)]
         with ThreadPoolExecutor(_BATCHES_UNDER_WAY) as threads:
             return [answer for answers in threads.map(ask, batches) for answer in answers]
+
+    def firsts(self, secrets: Sequence[str]) -> list[int]:
+        """Check keys one after the other, and return how many microseconds each took. AssertionError unless all may."""
+        took = []
+        for secret in secrets:
+            began = time.perf_counter()
+            self.check(secret)
+            took.append(int((time.perf_counter() - began) * 1e6))
+        return took
+
+    def limited(self, account_id: str, amount: int, seconds: int) -> str:
+        """Make a key that may ``amount`` calls in a rolling window, and return its secret."""
+        limit = Limit(name="rate", holder=HOLDER_KEY, amount=amount, window=Duration(seconds=seconds))
+        grant = Grant(resource="forms/f1", permissions=[PERMISSION])
+        request = CreateKeyRequest(
+            account_id=account_id, display_name="Limited", created_by="member_1", grants=[grant], limits=[limit]
+        )
+        return str(KeyServiceStub(self._channel).CreateKey(request, metadata=self._metadata).secret)
+
+    def allows(self, secret: str) -> bool:
+        """Charge a key, and tell whether it may. AssertionError where that is for any reason but its limit."""
+        answer = self._stub.CheckKey(check(secret), metadata=self._metadata)
+        assert answer.reason in {REASON_OK, REASON_RATE_LIMITED}, answer
+        assert not answer.degraded, answer
+        return bool(answer.allowed)
 
     def record(self, calls: Sequence[bytes]) -> Answered:
         """Send calls of usage records, a few at a time. AssertionError unless each record is accepted."""

@@ -28,18 +28,22 @@ def frame(message: bytes) -> bytes:
 
 
 @contextmanager
-def changing(messages: Iterator[bytes]) -> Iterator[Path]:
-    """Yield a file that holds one message's frame after the other, all of one length; only one if there is only one."""
+def changing(messages: Iterator[bytes], *, framed: bool = True) -> Iterator[Path]:
+    """Yield a file that holds one message's frame after the other, all of one length; only one if there is only one.
+
+    Not ``framed``: the messages themselves.
+    """
+    form = frame if framed else bytes
     with tempfile.NamedTemporaryFile(prefix="formgate-bench-", dir=_MEMORY if _MEMORY.is_dir() else None) as file:
         descriptor = file.fileno()
         ended = threading.Event()
-        size = os.pwrite(descriptor, frame(next(messages)), 0)
+        size = os.pwrite(descriptor, form(next(messages)), 0)
 
         def replace() -> None:
             for message in messages:
                 if ended.is_set():
                     break
-                assert os.pwrite(descriptor, frame(message), 0) == size
+                assert os.pwrite(descriptor, form(message), 0) == size
                 time.sleep(_PAUSE)
 
         thread = threading.Thread(target=replace)

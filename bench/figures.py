@@ -56,3 +56,18 @@ def above(rounds: Sequence[Figures], base: Sequence[Figures]) -> float:
 def ratio(rounds: Sequence[Figures], base: Sequence[Figures]) -> float:
     """Return how many times the CPU of ``base`` is taken by ``rounds``, round by round as in ``above``."""
     return median(one.cpu_us / other.cpu_us for one, other in zip(rounds, base, strict=True))
+
+
+def least(rounds: Sequence[Figures]) -> Figures:
+    """Return the best of each figure: what it takes where nobody else is at work, if the rounds are many and short."""
+    return Figures(
+        cpu_us=min(one.cpu_us for one in rounds),
+        per_second=max(one.per_second for one in rounds),
+        p50_ms=min(one.p50_ms for one in rounds),
+        p99_ms=min(one.p99_ms for one in rounds),
+    )
+
+
+def least_ratio(rounds: Sequence[Figures], base: Sequence[Figures]) -> float:
+    """Return how many times the CPU of ``base`` is taken by ``rounds``, each in its best round."""
+    return least(rounds).cpu_us / least(base).cpu_us

@@ -53,12 +53,15 @@ class H2load:
         """What it calls itself. Raises OSError or CalledProcessError where it does not run."""
         return self._run("--version").strip()
 
-    def post(self, url: str, body: Path, headers: Mapping[str, str], flight: Flight, calls: int) -> Answered:
-        """Send ``calls`` requests. SystemExit unless all are answered with HTTP 200."""
+    def post(  # noqa: PLR0913 - what a request is made of
+        self, url: str, body: Path, headers: Mapping[str, str], flight: Flight, calls: int, *, http1: bool = False
+    ) -> Answered:
+        """Send ``calls`` requests, by HTTP/2 unless told. SystemExit unless all are answered with HTTP 200."""
         with tempfile.NamedTemporaryFile(prefix="formgate-bench-") as log:
             options = ["--threads=1", f"--clients={flight.connections}", f"--max-concurrent-streams={flight.streams}"]
             options += [f"--requests={calls}", f"--data={body}", f"--log-file={log.name}"]
             options += [f"--header={name}: {value}" for name, value in headers.items()]
+            options += ["--h1"] if http1 else []
             said = self._run(*options, "--connection-inactivity-timeout=30s", url)
             rows = [tuple(map(int, line.split(b"\t"))) for line in log]  # began (µs), HTTP status, took (µs)
         if len(rows) != calls or any(status != 200 for _, status, _ in rows):

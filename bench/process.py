@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 
 import psutil
 
-_ADDRESS = re.compile(r"\bgrpc (?P<address>\S+?)(?:,|$)")
+_ADDRESS = re.compile(r"\b(?:grpc|http) (?P<address>\S+?)(?:,|$)")
 
 
 class Cores(NamedTuple):
@@ -44,6 +44,7 @@ class Busy:
     clock: float
     own: float
     core: float
+    """Of several cores: the sum."""
 
     def __sub__(self, earlier: Busy) -> Busy:
         return Busy(self.clock - earlier.clock, self.own - earlier.own, self.core - earlier.core)
@@ -55,13 +56,20 @@ class Busy:
 
 
 class Process:
-    """A server on a core of its own, from the line that says ``grpc HOST:PORT`` until it has drained."""
+    """A server on cores of its own, from the line that says ``grpc HOST:PORT``, or ``http``, until it has drained."""
 
-    def __init__(self, command: Sequence[str], core: int, logs: Path) -> None:
-        self.core = core
+    def __init__(
+        self, command: Sequence[str], *cores: int, logs: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.cores = cores
+        self.logs = logs
         with logs.open("ab") as log:
             self._process = subprocess.Popen(
-                ["taskset", "--cpu-list", str(core), *command], stdout=subprocess.PIPE, stderr=log, text=True
+                ["taskset", "--cpu-list", ",".join(map(str, cores)), *command],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
             )
         assert self._process.stdout is not None
         ready = _ADDRESS.search(self._process.stdout.readline().strip())
@@ -79,12 +87,12 @@ class Process:
     def busy(self) -> Busy:
         """Return what it and its core have done until now: user and system time, of all its threads and children."""
         times = [one.cpu_times() for one in (self._seen, *self._seen.children(recursive=True))]
-        core = psutil.cpu_times(percpu=True)[self.core]
-        idle = core.idle + core.iowait
+        every = psutil.cpu_times(percpu=True)
+        cores = [every[number] for number in self.cores]
         return Busy(
             time.monotonic(),
             sum(one.user + one.system for one in times),
-            sum(core) - core.guest - core.guest_nice - idle,
+            sum(sum(one) - one.guest - one.guest_nice - one.idle - one.iowait for one in cores),
         )
 
     def resident(self) -> int:

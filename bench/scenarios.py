@@ -16,7 +16,9 @@ from bench.world import Served
 SATURATED = Flight(connections=4, streams=16)
 ALONE = Flight(connections=1, streams=1)
 FEW = Flight(connections=4, streams=1)
+MANY = Flight(connections=64, streams=1)
 BATCH = 256
+_FEWEST = 64  # calls: no connection may be without one
 
 _HEADERS = {"content-type": "application/grpc", "te": "trailers"}
 
@@ -32,7 +34,11 @@ class Scenario:
     checks: int = 1
     informative: bool = False
     """No target is measured by it: half the time does."""
+    beside: Callable[[], float] | None = None
+    """Seconds of CPU that a store has taken until now, where that is measured, too."""
     rounds: list[Figures] = field(default_factory=list)
+    beside_us: list[float] = field(default_factory=list)
+    """Microseconds of a store's CPU for one check, round by round."""
     others: float = 0.0
     """The largest share of the server's core, in any round, that was not the server's."""
     _calls: int = 0
@@ -42,9 +48,12 @@ class Scenario:
         if not self._calls:
             first = self.send(self.guess)
             wanted = seconds / 2 if self.informative else seconds
-            self._calls = max(1, round(first.calls * wanted / first.seconds))
+            self._calls = max(_FEWEST, round(first.calls * wanted / first.seconds))
         before = self.process.busy()
+        beside = self.beside() if self.beside else 0.0
         answered = self.send(self._calls)
+        if self.beside:
+            self.beside_us.append((self.beside() - beside) / (answered.calls * self.checks) * 1e6)
         busy = self.process.busy() - before
         self.rounds.append(
             figures(
@@ -73,7 +82,7 @@ def check_key(h2load: H2load, served: Served, flight: Flight = SATURATED) -> Sce
         return send(calls)
 
     name = _named(f"CheckKey, {len(served.secrets):,} keys", flight)
-    return Scenario(name, served.process, counted, guess=1_000, informative=flight != SATURATED)
+    return Scenario(name, served.process, counted, guess=1_000, informative=flight == ALONE)
 
 
 def batch_check_keys(h2load: H2load, served: Served) -> Scenario:
@@ -102,7 +111,7 @@ def record_usage(served: Served) -> Scenario:
 
 
 def _named(name: str, flight: Flight) -> str:
-    return name if flight == SATURATED else f"{name}, one at a time"
+    return {SATURATED: name, ALONE: f"{name}, one at a time"}.get(flight, f"{name}, {flight.connections} connections")
 
 
 def _checks(h2load: H2load, process: Process, served: Served, flight: Flight) -> Callable[[int], Answered]:

@@ -38,6 +38,7 @@ from tests.support.stores import account, add_key, key, sql_stores
 
 _CALLER = Caller("bench", ServiceRole.CHECKER)
 _KEYS = 100
+_CALLERS = 8
 _WANTED = 20_000
 
 
@@ -77,15 +78,17 @@ async def measure(rounds: int, calls: int) -> str:
         process = psutil.Process(server.pid)
         async with server.database() as url:
             database = open_database(url)
+            copying = await server.connect(url.database or "")
             try:
                 ids = itertools.cycle([f"key_bench{number:015}" for number in range(_KEYS)])
                 await _populate(database, itertools.islice(ids, _KEYS))
-                lines = await _lines(database, await server.connect(url.database or ""))
+                lines = await _lines(database, copying)
                 for number, line in itertools.product(range(rounds + 1), lines):
                     print(f"bench: round {number} of {rounds}: {line.name} …", file=sys.stderr, flush=True)
                     await line.run(usage(ids, calls if number else 2), process)
             finally:
                 await database.close()
+                await copying.close()
     return _report(lines)
 
 
@@ -112,12 +115,18 @@ async def _lines(database: Database, copying: Any) -> list[Line]:  # noqa: ANN40
         assert all(each.outcome == pb.OUTCOME_ACCEPTED for each in told)
         pb.RecordUsageResponse(results=told).SerializeToString()
 
-    async def one_by_one(bodies: Sequence[bytes]) -> None:
+    async def alone(bodies: Sequence[bytes]) -> None:
         for body in bodies:
             await answer(body)
 
     async def together(bodies: Sequence[bytes]) -> None:
-        await asyncio.gather(*map(answer, bodies))
+        waiting = iter(bodies)
+
+        async def caller() -> None:
+            for body in waiting:
+                await answer(body)
+
+        await asyncio.gather(*(caller() for _ in range(_CALLERS)))
 
     async def copy(bodies: Sequence[bytes]) -> None:
         columns = [column.name for column in usage_records.columns]
@@ -125,8 +134,8 @@ async def _lines(database: Database, copying: Any) -> list[Line]:  # noqa: ANN40
             await copying.copy_records_to_table("copied", records=_rows(body, clock.now()), columns=columns)
 
     return [
-        Line(f"RecordUsage of {MOST:,}", one_by_one),
-        Line(f"RecordUsage of {MOST:,}, all at once", together),
+        Line(f"RecordUsage of {MOST:,}", alone),
+        Line(f"RecordUsage of {MOST:,}, {_CALLERS} callers", together),
         Line(f"bare COPY of the same {MOST:,} rows", copy),
     ]
 
@@ -175,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.usage", description="Measure what a usage record costs.")
     parser.add_argument("--quick", action="store_true", help="a smoke run")
     quick = parser.parse_args().quick
-    print(asyncio.run(measure(*((1, 5) if quick else (5, 50)))))
+    print(asyncio.run(measure(*((1, 8) if quick else (5, 24)))))
 
 
 if __name__ == "__main__":

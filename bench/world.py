@@ -16,14 +16,13 @@ from formgate_server.core.secrets import Peppers
 from formgate_server.storage.data_folder import DataFolder
 from formgate_server.storage.sql.migrate import upgrade
 
-_COMMAND = Path(sys.executable).with_name("formgate")
+COMMAND = Path(sys.executable).with_name("formgate")
 
 
 @dataclass(slots=True)
 class Served:
     """A server and its keys, each checked once: cached, counted and reserved ahead, as after a while of service."""
 
-    database: Path
     process: Process
     client: Client
     headers: dict[str, str]
@@ -60,17 +59,15 @@ def served(folder: Path, core: int, keys: int) -> Iterator[Served]:
     folder.mkdir()
     data, logs = folder / "data", folder / "logs"
     population = _populated(data, keys)
-    command = [str(_COMMAND), "serve", "--data", str(data), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
-    with Process(command, core, logs) as process:
+    command = [str(COMMAND), "serve", "--data", str(data), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    with Process(command, core, logs=logs) as process:
         token = (data / "manager.token").read_text().strip()
         with Client(process.address, token) as client:
             idle = process.busy()
             client.check_all(population.secrets)
             first_us = (process.busy() - idle).own / keys * 1e6
             headers = {"authorization": f"Bearer {token}"}
-            yield Served(
-                data / "formgate.db", process, client, headers, population.secrets, population.key_ids, keys, first_us
-            )
+            yield Served(process, client, headers, population.secrets, population.key_ids, keys, first_us)
 
 
 def _populated(data: Path, keys: int) -> Population:

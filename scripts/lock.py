@@ -34,6 +34,7 @@ LOCKS = {
     "runtime": ["pyproject.toml"],
     "dev": ["pyproject.toml", "requirements/dev.in", "--constraints", "requirements/runtime.txt"],
     "stubs": ["requirements/stubs.in"],
+    "peers": ["requirements/peers.in"],
 }
 
 

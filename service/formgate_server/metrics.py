@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +20,7 @@ from formgate.rules.reason import Reason
 from formgate_server.core.model import UsageOutcome
 
 VERSION = version("formgate-server")
+_READS = 10
 
 
 def _new_registry() -> CollectorRegistry:
@@ -84,7 +88,7 @@ class _Workers(Collector):
 
     def collect(self) -> Iterator[Metric]:
         if self._started():
-            yield from self._counted.collect()  # type: ignore[no-untyped-call]
+            yield from self._read()
         facts = self._facts()
         ready = GaugeMetricFamily("formgate_worker_ready", "Whether it takes calls.", labels=["worker"])
         restarts = CounterMetricFamily(
@@ -97,6 +101,13 @@ class _Workers(Collector):
         yield restarts
         yield from _processes(facts)
         yield from _garbage(facts)
+
+    def _read(self) -> Sequence[Metric]:
+        for _ in range(_READS):
+            with suppress(struct.error):  # a worker that starts is just making its file
+                return list(self._counted.collect())  # type: ignore[no-untyped-call]
+            time.sleep(0.01)
+        return ()
 
 
 def _processes(facts: Sequence[WorkerFacts]) -> Iterable[Metric]:

@@ -362,6 +362,13 @@ async def test_a_lower_epoch_is_told_the_present_one_and_charges_nothing(world: 
     assert (await charge(world.limiter, limits, epoch=2)).denied is None
 
 
+async def test_a_late_publication_lowers_nothing(world: World) -> None:
+    """A publisher that was overtaken by another does not bring an older state back."""
+    await world.limiter.publish("acme", 10)
+    await world.limiter.publish("acme", 9)
+    assert await world.limiter.charge(Charge("acme", 9, "k1")) == EpochMoved(10)
+
+
 async def test_a_higher_epoch_raises_the_present_one(world: World) -> None:
     """Who has read a newer state from the database need not wait for its publisher; older ones are out from there."""
     await charge(world.limiter, (), epoch=4)

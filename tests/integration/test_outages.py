@@ -98,7 +98,7 @@ class World(NamedTuple):
 
     def undecided(self, secret: str, seconds: float) -> grpc.StatusCode:
         """Return the code of a check that has no verdict, once there is one: so many seconds from now."""
-        check = authorization_pb2.CheckKeyRequest(key=secret)
+        check = authorization_pb2.CheckKeyRequest(key=secret, cost=0)
         return eventually(lambda: _code(self.outcome(check)), seconds + DEADLINE, "undecided")
 
     def is_ready(self) -> bool:

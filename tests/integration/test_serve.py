@@ -104,6 +104,17 @@ def new_key(manager: Client) -> CreateKeyResponse:
     return made
 
 
+def turned_away(server: Server, secret: str) -> bool:
+    """Return whether a new caller is told UNAVAILABLE, and not answered."""
+    with server.channel() as channel:
+        checking = authorization_pb2_grpc.AuthorizationServiceStub(channel).CheckKey
+        try:
+            checking(CheckKeyRequest(key=secret), metadata=server.metadata, timeout=10)
+        except grpc.RpcError as error:
+            return bool(error.code() is grpc.StatusCode.UNAVAILABLE)
+    return False
+
+
 # ------------------------------------------------------------------------------------------------------------- starting
 
 
@@ -441,11 +452,7 @@ def test_sigterm_drains(server: Server) -> None:
         watched.cancel()
         assert eventually(lambda: get(server, "/readyz") == (503, "no\n"), 10, "no longer ready")
         assert get(server, "/livez")[0] == 200
-        with server.channel() as late:
-            checking = authorization_pb2_grpc.AuthorizationServiceStub(late).CheckKey
-            with pytest.raises(grpc.RpcError) as raised:
-                checking(CheckKeyRequest(key=made.secret), metadata=server.metadata, timeout=10)
-        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert eventually(lambda: turned_away(server, made.secret), 10, "new calls turned away")
         assert server.running
         assert not under_way.done()
         database.execute("ROLLBACK")
@@ -506,6 +513,31 @@ def test_a_drain_in_a_storm_cuts_no_call_short(server: Server) -> None:
         there = {record_id for (record_id,) in database.execute("SELECT record_id FROM usage_records")}
     assert acknowledged <= there
     assert len(acknowledged) > 500
+
+
+def test_a_drain_cancels_no_call(server: Server) -> None:
+    """What has arrived in that moment is answered; what comes later is UNAVAILABLE, and may be tried again."""
+    server.start()
+    with client(server) as manager:
+        secret = new_key(manager).secret
+    callers = 16
+
+    def call() -> grpc.StatusCode:
+        own = (("grpc.use_local_subchannel_pool", 1),)
+        with grpc.insecure_channel(server.address, options=own) as channel:
+            checking = authorization_pb2_grpc.AuthorizationServiceStub(channel).CheckKey
+            while True:
+                try:
+                    checking(CheckKeyRequest(key=secret), metadata=server.metadata, timeout=30)
+                except grpc.RpcError as error:
+                    code: grpc.StatusCode = error.code()
+                    return code
+
+    with ThreadPoolExecutor(callers) as threads:
+        calls = [threads.submit(call) for _ in range(callers)]
+        time.sleep(1)  # so that all of them are in the middle of it
+        server.stop()
+        assert {each.result() for each in calls} == {grpc.StatusCode.UNAVAILABLE}
 
 
 def test_a_restart_costs_no_quota(server: Server) -> None:

@@ -30,6 +30,7 @@ _LARGEST_UNITS = 10**15
 _MOST_BYTES = 1_000_000
 _BYTES = 200  # of a record that says next to nothing: so at most 5,000 of those go together
 _PATIENCE_SECONDS = 1.0
+_MOST_OWNERS = 100_000
 _encode = json.JSONEncoder(sort_keys=True).encode
 
 
@@ -65,6 +66,7 @@ class RecordUsage:
         """``patience_seconds``: how long a call waits for its charges; then whoever sweeps makes them."""
         self._finishing = Finishing()
         self._together = Together(self._keep, _MOST_BYTES, _size)
+        self._owners: dict[str, KeyOwner] = {}
         self._ledger = ledger
         self._settle = settle
         self._policies = policies
@@ -76,8 +78,7 @@ class RecordUsage:
     ) -> list[UsageResult]:
         """Record what is acceptable, all of it in one transaction, and say of each record what became of it."""
         now = self._clock.now()
-        wanted = {record.key_id for record in records if isinstance(record, UsageRecord)}
-        owners = await self._ledger.owners({key_id for key_id in wanted if fields.is_identifier(key_id)})
+        owners = await self._owners_of({record.key_id for record in records if isinstance(record, UsageRecord)})
         results: list[UsageResult | None] = []
         entries = []
         for record in records:
@@ -93,6 +94,18 @@ class RecordUsage:
             await asyncio.wait(settling, timeout=self._patience_seconds)
         recorded = zip(entries, kept, strict=True)
         return [result or _recorded(*next(recorded)) for result in results]
+
+    async def _owners_of(self, key_ids: set[str]) -> Mapping[str, KeyOwner]:
+        """Return whose these keys are. That never changes, so who is known is not asked for again."""
+        known = {key_id: self._owners[key_id] for key_id in key_ids if key_id in self._owners}
+        missing = {key_id for key_id in key_ids - known.keys() if fields.is_identifier(key_id)}
+        if missing:
+            found = await self._ledger.owners(missing)
+            if len(self._owners) + len(found) > _MOST_OWNERS:
+                self._owners.clear()
+            self._owners |= found
+            known |= found
+        return known
 
     async def finish(self) -> None:
         """Wait for the records under way, and for what they owe."""

@@ -27,7 +27,8 @@ from formgate_server.rpc.methods import Method
 
 _log = structlog.get_logger("formgate.rpc")
 _LONGEST_ACTOR = 128
-_COUNTED = frozenset({"TOO_MANY_UNKNOWN_KEYS"})  # a flood of keys may not become a flood of lines
+# Neither a flood of keys nor a store that is away may become a flood of lines: both are told once, where they begin.
+_COUNTED = frozenset({"TOO_MANY_UNKNOWN_KEYS", "STORE_UNAVAILABLE"})
 
 
 class Call(NamedTuple):
@@ -75,7 +76,7 @@ class Dispatch:
             response = await method.handle(request, caller)
             answer = response if isinstance(response, bytes) else response.SerializeToString()
         except FormgateError as error:
-            if error.reason not in _COUNTED:
+            if error.reason not in _COUNTED or ServiceRole.CHECKER not in method.roles:
                 _tell(method, caller, began, error.reason)
             raise RpcError(to_status(error)) from None
         except Exception as error:

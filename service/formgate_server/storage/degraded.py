@@ -214,10 +214,11 @@ class DegradedLimiter:
 
     async def close(self) -> None:
         """Charge what is owed, if that can be done soon."""
-        if self._reconciling is not None:
-            await asyncio.wait({self._reconciling}, timeout=_CLOSE_SECONDS)
-            self._reconciling.cancel()
-            await asyncio.gather(self._reconciling, return_exceptions=True)
+        reconciling = self._reconciling
+        if reconciling is not None:
+            await asyncio.wait({reconciling}, timeout=_CLOSE_SECONDS)
+            reconciling.cancel()
+            await asyncio.gather(reconciling, return_exceptions=True)
         for each in self._shares.settle():
             if not await self._pay(uuid4().hex, each):
                 return

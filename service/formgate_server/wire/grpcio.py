@@ -24,6 +24,7 @@ _DETAILS = "grpc-status-details-bin"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _BROKEN = to_status(InvalidArgumentError("request", "is broken, or a string is not UTF-8"))
+_SETTLE_SECONDS = 0.1
 _EVERYBODY = frozenset(ServiceRole)
 _OPTIONS = (
     ("grpc.max_receive_message_length", 8 * 1024 * 1024),
@@ -53,7 +54,8 @@ class GrpcServer:
             ("grpc.so_reuseport", int(shared)),
         )
         self._server = grpc.aio.server(options=options)
-        self._server.add_generic_rpc_handlers((_Handlers(dispatch, methods),))
+        self._gate = _Gate()
+        self._server.add_generic_rpc_handlers((_Handlers(dispatch, methods, self._gate),))
         self._health = health.aio.HealthServicer()
         names = [*(service.full_name for service in SERVICES), health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflected = _Reflection(dispatch, names)
@@ -74,7 +76,13 @@ class GrpcServer:
     async def drain(self, grace: float, hurry: asyncio.Event) -> None:
         """Take no new calls, and end those under way within ``grace`` seconds, or at once when ``hurry`` is set."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        # gRPC cancels what has arrived and is not taken up yet, which callers do not try again as they do UNAVAILABLE.
+        # So for a moment all is taken up and nothing answered: whoever waits for an answer sends nothing more.
+        self._gate.close()
+        await asyncio.sleep(_SETTLE_SECONDS)
         stopping = asyncio.create_task(self._server.stop(grace))
+        await asyncio.sleep(0)  # it has begun: from here on, what is sent is refused before it arrives
+        self._gate.open()
         hurried = asyncio.create_task(hurry.wait())
         await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
@@ -87,20 +95,40 @@ class GrpcServer:
             await self._health.set(name, status)
 
 
+class _Gate:
+    """Before which calls wait while it is closed."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._opened = asyncio.Event()
+        self.wait = self._opened.wait
+
+    def close(self) -> None:
+        """Let calls wait."""
+        self.closed = True
+
+    def open(self) -> None:
+        """Let them go on, and all that come."""
+        self.closed = False
+        self._opened.set()
+
+
 class _Handlers(grpc.GenericRpcHandler):
     """Finds a method by its path, and hands its bytes over: what they hold is the dispatcher's to find out."""
 
-    def __init__(self, dispatch: Dispatch, methods: Iterable[Method]) -> None:
+    def __init__(self, dispatch: Dispatch, methods: Iterable[Method], gate: _Gate) -> None:
         self._by_path: dict[str, Any] = {
-            method.path: grpc.unary_unary_rpc_method_handler(_behaviour(dispatch, method)) for method in methods
+            method.path: grpc.unary_unary_rpc_method_handler(_behaviour(dispatch, method, gate)) for method in methods
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:  # noqa: ANN401 - grpc's own
         return self._by_path.get(handler_call_details.method)
 
 
-def _behaviour(dispatch: Dispatch, method: Method) -> Any:  # noqa: ANN401 - grpc's own
+def _behaviour(dispatch: Dispatch, method: Method, gate: _Gate) -> Any:  # noqa: ANN401 - grpc's own
     async def answer(payload: bytes, context: _Context) -> bytes:
+        if gate.closed:
+            await gate.wait()
         try:
             return await dispatch(method, _call(context), payload)
         except RpcError as error:

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -92,8 +93,11 @@ def _die_with_supervisor() -> None:
 def _count_in(folder: str, number: int) -> None:
     """Have all metrics that are made from here on count in a file of the worker's number.
 
-    By number and not by process: a worker's heir goes on counting where it was, and the files do not become more.
+    By number and not by process: a worker's heir goes on counting where it was, and the files do not become more. How
+    it was with its predecessor, which gauges tell, is over.
     """
+    for gauges in Path(folder).glob(f"gauge_*_{number}.db"):
+        gauges.unlink()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
 

@@ -29,13 +29,16 @@ def leaves(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], An
 
 
 COMMANDS = leaves(get_command(cli.app))
-LOCAL = {("serve",), ("migrate",), ("audit", "verify"), ("policy", "list"), ("policy", "show"), ("policy", "check")}
+LOCAL = {
+    *(("serve",), ("migrate",), ("audit", "verify"), ("usage", "prune")),
+    *(("policy", "list"), ("policy", "show"), ("policy", "check")),
+}
 
 
 def test_these_are_the_commands() -> None:
     """All that the contract names for now, and no stubs of what comes later."""
     assert {" ".join(path) for path in COMMANDS} == {
-        "serve", "migrate", "check", "limits", "usage record", "usage show",
+        "serve", "migrate", "check", "limits", "usage record", "usage show", "usage prune",
         "member set", "member remove", "member list", "audit list", "audit export", "audit verify",
         "key copy", "key rotate", "key reveal", "key delete",
         "token create", "token list", "token revoke",
@@ -212,7 +215,7 @@ def test_policies_are_read_here(tmp_path: Path) -> None:
         ("formgate token create --role ", {"checker", "manager", "auditor"}),
         ("formgate check k --environment ", {"live", "test"}),
         ("formgate serve --log-level ", {"debug", "info", "warning", "error"}),
-        ("formgate usage ", {"record", "show"}),
+        ("formgate usage ", {"record", "show", "prune"}),
         ("formgate audit ", {"list", "export", "verify"}),
         ("formgate member remove a m --keys ", {"keep", "disable", "revoke"}),
         ("formgate member set a m --role ", {"member", "admin", "global_admin"}),

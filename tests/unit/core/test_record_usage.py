@@ -510,3 +510,19 @@ async def test_a_caller_that_goes_away_does_not_keep_a_record_from_being_charged
     world.charges.gate.set()
     await finished
     assert (len(world.charges.adjusted), len(world.charges.refunded)) == (1, 1)
+
+
+async def test_whose_a_key_is_is_asked_once(world: World) -> None:
+    """It never changes; a key that was not there may be made later, and is asked for again."""
+    asked: list[set[str]] = []
+    owners = world.ledger.owners
+
+    async def noted(key_ids: set[str]) -> Any:
+        asked.append(set(key_ids))
+        return await owners(key_ids)
+
+    world.ledger.owners = noted  # type: ignore[method-assign, assignment]
+    await world(record("r1"), record("r2", "k9"))
+    await world(record("r3"))
+    assert outcomes(await world(record("r4"), record("r5", "k9"))) == [ACCEPTED, REJECTED]
+    assert asked == [{"k1", "k9"}, {"k9"}]

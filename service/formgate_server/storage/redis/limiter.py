@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from formgate_server.core.errors import UnavailableError
-from formgate_server.core.limits import Counter, Standing, spend
+from formgate_server.core.limits import Counter, Standing, outlives_its_store, spend
 from formgate_server.core.ports import (
     Charge,
     Charged,
@@ -35,7 +35,7 @@ from formgate_server.storage.redis.plan import (
     account_key,
     admission_of,
     counter_key,
-    refund_words,
+    counter_words,
 )
 
 _REMEMBERED = 60_000
@@ -130,13 +130,15 @@ class RedisLimiter:
     async def charge(self, charge: Charge) -> ChargeResult:
         """See ``Limiter.charge``."""
         check = self._check(charge)
+        forced = self._marks.degraded
         time, reply = await self._send(charge.account_id, (check,))
-        result = self._result(check, time, reply)
+        result = self._result(check, time, reply, forced)
         return await self._insist(check, time, reply) if result is None else result
 
     async def charge_many(self, charges: Sequence[Charge]) -> Sequence[ChargeResult | UnavailableError]:
         """See ``Limiter.charge_many``: those of one account go together, all of them in one write."""
         checks = [self._check(charge) for charge in charges]
+        forced = self._marks.degraded
         sent = [
             (group, self._send(group[0][1].account_id, [check for _, check in group])) for group in _grouped(checks)
         ]
@@ -149,7 +151,7 @@ class RedisLimiter:
                 results |= {index: error for index, _ in group}
                 continue
             for (index, check), reply in zip(group, replies, strict=True):
-                result = self._result(check, time, reply)
+                result = self._result(check, time, reply, forced)
                 if result is None:
                     waiting.append((index, self._insist_or_tell(check, time, reply)))
                 else:
@@ -170,8 +172,9 @@ class RedisLimiter:
     async def _make(self, check: _Check) -> Charged:
         if not check.plan.counted:
             return Charged(None, None, check.plan.standings(()))
+        forced = self._marks.degraded
         time, reply = await self._send(check.account_id, (check,))
-        result = self._result(check, time, reply)
+        result = self._result(check, time, reply, forced)
         if result is None:
             result = await self._insist(check, time, reply)
         assert isinstance(result, Charged)  # noqa: S101 - for the type checker: no epoch was compared
@@ -215,8 +218,8 @@ class RedisLimiter:
             repeatable = repeatable and check.repeatable
         return self._client.run_soon(CHARGE, account_id, keys, words, repeatable=repeatable)
 
-    def _result(self, check: _Check, time: int, reply: list[Any]) -> ChargeResult | None:
-        """Return what a reply says; None: it must be asked again (see ``_insist``)."""
+    def _result(self, check: _Check, time: int, reply: list[Any], forced: bool) -> ChargeResult | None:  # noqa: FBT001
+        """Return what a reply says; None: it must be asked again (see ``_insist``). ``forced``: beyond marks."""
         status = reply[0]
         if status == Status.MOVED:
             return EpochMoved(int(reply[1]))
@@ -225,6 +228,7 @@ class RedisLimiter:
         if status > _KNOWN:
             return None
         plan = check.plan
+        degraded = forced or self._marks.degraded
         states, rooms = plan.states(reply)
         standings = plan.standings(states)
         if status == _DENIED:
@@ -233,14 +237,14 @@ class RedisLimiter:
                 message = "The counters deny what would fit."
                 raise UnavailableError(message)
             retry = None if spent.retry_time is None else spent.retry_time - time
-            return Charged(plan.limit(spent.denied), retry, standings, self._marks.degraded)
+            return Charged(plan.limit(spent.denied), retry, standings, degraded)
         if status == _CHARGED and check.cost:
             for index, enough in enumerate(plan.durable):
                 if enough and rooms[index] < enough:
                     counter = plan.counted[index]
                     if rooms[index] < (counter.limit.amount or 0) - states[index].used:
                         self._marks.want(check.account_id, plan.keys[index], counter)
-        return Charged(None, None, standings, self._marks.degraded)
+        return Charged(None, None, standings, degraded)
 
     async def _insist(self, check: _Check, time: int, reply: list[Any]) -> ChargeResult:
         """Provide what a check was missing and send it again, until it is decided."""
@@ -258,8 +262,9 @@ class RedisLimiter:
                         for mark in held:
                             self._marks.hold(mark)
                     await self._marks.wait()
+                forced = self._marks.degraded
                 time, reply = await self._send(check.account_id, (check,))
-                result = self._result(check, time, reply)
+                result = self._result(check, time, reply, forced)
                 if result is not None:
                     return result
         finally:
@@ -300,13 +305,14 @@ class RedisLimiter:
             return
         admission = admission_of(value.decode())
         keys = [once, *(counter_key(of_account, counter) for counter, _ in admission.charged)]
+        now = self._time.now()
         words: Words = [self._compared, value, admission.time, admission.cost]
         for counter, charged_at in admission.charged:
-            words += [*refund_words(counter), charged_at]
+            words += [*counter_words(counter, now), charged_at]
         refunded = await self._client.run(REFUND, account_id, keys, words, repeatable=False)
         if refunded:
             for key, (counter, _) in zip(keys[1:], admission.charged, strict=True):
-                if refund_words(counter)[0] != "1":
+                if outlives_its_store(counter.limit):
                     # A mark that stays above what was given back would cost it after all.
                     self._marks.want(account_id, key, counter, lower=True)
 

@@ -232,14 +232,3 @@ def _charged_counter(word: str) -> Counter:
     elif kind == "calendar":
         per = Calendar(Period(length))
     return Counter(id_, Limit("", Holder.ACCOUNT, amount, per), zone)
-
-
-def refund_words(counter: Counter) -> Words:
-    """Return a counter's kind, and its window or longest period."""
-    match counter.limit.per:
-        case Rolling(window):
-            return ["2" if outlives_its_store(counter.limit) else "1", window]
-        case Calendar(period):
-            return ["3", LONGEST_PERIOD[period]]
-        case Lifetime():
-            return ["4", 0]

@@ -14,11 +14,10 @@
 --   MARK: it would go beyond a mark
 -- But for CHARGED and DENIED nothing was changed, other than that an epoch may have been raised, or an incarnation left.
 
-local id = replication(ARGV[1])
 local random = ARGV[2]
 local epoch, incarnation
 do
-  local account = redis.call('HMGET', KEYS[1], 'e', 'i', 't')
+  local account = call('HMGET', KEYS[1], 'e', 'i', 't')
   if account[3] == id then
     epoch, incarnation = account[1], account[2]
   end
@@ -29,8 +28,8 @@ local function compare(of)
   if not epoch then
     if not incarnation then
       incarnation = random
-      redis.call('DEL', KEYS[1])
-      redis.call('HSET', KEYS[1], 'i', random, 't', id)
+      call('DEL', KEYS[1])
+      call('HSET', KEYS[1], 'i', random, 't', id)
     end
     return { MISSING, incarnation }
   end
@@ -39,15 +38,18 @@ local function compare(of)
       return { MOVED, epoch }
     end
     epoch = of
-    redis.call('HSET', KEYS[1], 'e', of)
+    call('HSET', KEYS[1], 'e', of)
   end
 end
 
 local function told(status, counters, denied)
-  local reply = { status }
-  for _, counter in ipairs(counters) do
-    local size = #reply
-    local left = counter.durable and room(counter) or 0
+  local reply, size = { status }, 1
+  for index = 1, #counters do
+    local counter = counters[index]
+    local left = 0
+    if counter.marked == counter.period then -- never so of one without a mark
+      left = counter.mark - counter.charged
+    end
     if counter.window then
       local ring = 0
       if counter.used > 0 and (denied or counter.newest == 0) then
@@ -55,8 +57,10 @@ local function told(status, counters, denied)
       end
       reply[size + 1], reply[size + 2], reply[size + 3] = counter.head, counter.newest, counter.used
       reply[size + 4], reply[size + 5] = left, ring
+      size = size + 5
     else
       reply[size + 1], reply[size + 2], reply[size + 3] = counter.stop_at, counter.used, left
+      size = size + 3
     end
   end
   return reply
@@ -64,7 +68,7 @@ end
 
 local function remember(key, milliseconds, what, cost, counters, words)
   if what == 'a' then
-    redis.call('SET', key, '1', 'PX', milliseconds)
+    call('SET', key, '1', 'PX', milliseconds)
     return
   end
   local lines = { string.format('%.0f', now), string.format('%.0f', cost) }
@@ -72,57 +76,66 @@ local function remember(key, milliseconds, what, cost, counters, words)
     lines[#lines + 1] = string.format('%.0f', counter.head or counter.stop_at)
     lines[#lines + 1] = words[index]
   end
-  redis.call('SET', key, table.concat(lines, '\n'), 'PX', milliseconds)
+  call('SET', key, table.concat(lines, '\n'), 'PX', milliseconds)
 end
 
 local function known(key, what)
-  local value = redis.call('GET', key)
+  local value = call('GET', key)
   if value and what == 'c' then
     return math.abs(now - tonumber(string.match(value, '^%d+'))) < 60000000
   end
   return value
 end
 
-local function decide(what, cost, force, key, milliseconds, counters, words)
-  local missing = { LOAD }
-  for index, counter in ipairs(counters) do
-    if not read(counter, id) then
+-- Return what is missing of the counters of a check; nil: nothing is, and they are up to now.
+local function prepare(counters)
+  local missing
+  for index = 1, #counters do
+    local counter = counters[index]
+    if not counter.known then
+      missing = missing or { LOAD }
       missing[#missing + 1] = index
-      missing[#missing + 1] = incarnation_of(counter, id, random)
+      missing[#missing + 1] = incarnation_of(counter, random)
     end
   end
-  if #missing > 1 then
+  if missing then
     return missing
   end
-  for _, counter in ipairs(counters) do
-    if not bring(counter) then
+  for index = 1, #counters do
+    if not bring(counters[index]) then
       return { CLOCK }
     end
+  end
+end
+
+local function decide(what, cost, force, key, milliseconds, counters, words)
+  local missing = prepare(counters)
+  if missing then
+    return missing
   end
   if what == 'l' or key and known(key, what) then
     return told(KNOWN, counters)
   end
-  if what == 'c' then
-    local wanted = cost > 0 and cost or 1
-    for _, counter in ipairs(counters) do
-      if counter.used + wanted > counter.amount then
-        local denied = told(DENIED, counters, true)
-        for _, each in ipairs(counters) do
-          put(each, 0)
-        end
-        return denied
+  local wanted = cost > 0 and cost or 1
+  local marked = true
+  for index = 1, #counters do
+    local counter = counters[index]
+    if what == 'c' and counter.used + wanted > counter.amount then
+      local denied = told(DENIED, counters, true)
+      for each = 1, #counters do
+        put(counters[each], 0)
       end
+      return denied
+    end
+    if counter.durable and room(counter) < cost then
+      marked = false
     end
   end
-  if cost > 0 and not force then
-    for _, counter in ipairs(counters) do
-      if counter.durable and room(counter) < cost then
-        return { MARK }
-      end
-    end
+  if cost > 0 and not force and not marked then
+    return { MARK }
   end
-  for _, counter in ipairs(counters) do
-    put(counter, cost)
+  for index = 1, #counters do
+    put(counters[index], cost)
   end
   if key and cost > 0 then
     remember(key, milliseconds, what, cost, counters, words)
@@ -135,17 +148,17 @@ local at_key, at = 2, 3
 while ARGV[at] do
   local what, of, cost, force = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3] == '1'
   local milliseconds, many = ARGV[at + 4], tonumber(ARGV[at + 5])
-  local remembered, key = milliseconds ~= '0', nil
   at = at + 6
-  if remembered then
-    key = KEYS[at_key]
+  local key, words
+  if milliseconds ~= '0' then
+    key, words = KEYS[at_key], {}
     at_key = at_key + 1
   end
-  local counters, words = {}, {}
+  local counters = {}
   for index = 1, many do
     counters[index], at = counter_at(KEYS[at_key], at)
     at_key = at_key + 1
-    if remembered then
+    if key then
       words[index] = ARGV[at]
       at = at + 1
     end

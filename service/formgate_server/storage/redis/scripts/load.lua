@@ -5,17 +5,16 @@
 --   milliseconds it is kept (0: for ever); then fields and values of the state.
 -- Result: 1 if it was seeded.
 
-local id = replication(ARGV[1])
-local found = redis.call('HMGET', KEYS[1], 'i', 't')
+local found = call('HMGET', KEYS[1], 'i', 't')
 if found[1] ~= ARGV[2] or found[2] ~= id then
   return 0
 end
-redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], 't', id, 'b', ARGV[3], 'c', ARGV[4], 'm', ARGV[4], 'w', ARGV[4], 'p', -1, 'q', -1)
+call('DEL', KEYS[1])
+call('HSET', KEYS[1], 't', id, 'b', ARGV[3], 'c', ARGV[4], 'm', ARGV[4], 'w', ARGV[4], 'p', -1, 'q', -1)
 if ARGV[6] then
-  redis.call('HSET', KEYS[1], unpack(ARGV, 6))
+  call('HSET', KEYS[1], unpack(ARGV, 6))
 end
 if ARGV[5] ~= '0' then
-  redis.call('PEXPIRE', KEYS[1], ARGV[5])
+  call('PEXPIRE', KEYS[1], ARGV[5])
 end
 return 1

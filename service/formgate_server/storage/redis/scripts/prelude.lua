@@ -21,23 +21,27 @@ local KEPT = 86400000 -- milliseconds that a counter is kept after nothing in it
 
 local CHARGED, DENIED, KNOWN, MOVED, MISSING, CLOCK, LOAD, MARK = 0, 1, 2, 3, 4, 5, 6, 7
 
+local call, floor, min, max = redis.call, math.floor, math.min, math.max
+
 local function microseconds(time)
   return time[1] * 1000000 + time[2]
 end
 
 local now = microseconds(redis.call('TIME'))
 
-local SLOTS = {}
-for slot = 0, 59 do
-  SLOTS[slot + 1] = slot
+-- The replication id, if it is wanted: who writes under another one has not seen all that this one has.
+local id = '-'
+if ARGV[1] == '1' then
+  id = string.match(call('INFO', 'replication'), 'master_replid:(%x%x%x%x%x%x%x%x%x%x%x%x%x%x%x%x)')
 end
 
--- The replication id, if it is `wanted`: who writes under another one has not seen all that this one has.
-local function replication(wanted)
-  if wanted ~= '1' then
-    return '-'
+-- All of this is run anew in each call: nothing is made here that most calls do not need.
+local function all_slots()
+  local slots = {}
+  for slot = 0, 59 do
+    slots[slot + 1] = slot
   end
-  return string.match(redis.call('INFO', 'replication'), 'master_replid:(%x%x%x%x%x%x%x%x%x%x%x%x%x%x%x%x)')
+  return unpack(slots)
 end
 
 -- Whether the number a, in decimal digits, is above b.
@@ -45,60 +49,67 @@ local function above(a, b)
   return #a > #b or #a == #b and a > b
 end
 
--- Return the counter at ARGV[at] with its key, and what comes behind it.
+-- Return the counter at ARGV[at] as Redis has it, and what comes behind it. `known` false: it must be seeded first.
 local function counter_at(key, at)
-  local kind, amount = ARGV[at], tonumber(ARGV[at + 1])
-  if kind == '3' then
+  local kind = ARGV[at]
+  if kind == '1' then
+    local found = call('HMGET', key, 'h', 'n', 'u')
     return {
       key = key,
       kind = kind,
-      amount = amount,
-      durable = true,
-      start = tonumber(ARGV[at + 2]),
-      stop = tonumber(ARGV[at + 3]),
-      next_stop = tonumber(ARGV[at + 4]),
-      longest = tonumber(ARGV[at + 5]),
-    }, at + 6
-  elseif kind == '4' then
-    return { key = key, kind = kind, amount = amount, durable = true }, at + 2
+      amount = tonumber(ARGV[at + 1]),
+      window = tonumber(ARGV[at + 2]),
+      known = true,
+      durable = false,
+      head = tonumber(found[1]),
+      newest = tonumber(found[2]),
+      used = tonumber(found[3]),
+      moved = false,
+      period = 0,
+    },
+      at + 3
   end
-  return { key = key, kind = kind, amount = amount, durable = kind == '2', window = tonumber(ARGV[at + 2]) }, at + 3
-end
-
--- Read a counter's state. False: it is not known here, and must be seeded.
-local function read(counter, id)
-  if counter.window then
-    if not counter.durable then
-      local found = redis.call('HMGET', counter.key, 'h', 'n', 'u')
-      counter.head, counter.newest, counter.used = tonumber(found[1]), tonumber(found[2]), tonumber(found[3])
-      return true
-    end
-    local found = redis.call('HMGET', counter.key, 't', 'c', 'm', 'p', 'i', 'u', 'h', 'n')
-    counter.charged, counter.mark, counter.marked = tonumber(found[2]), tonumber(found[3]), tonumber(found[4])
-    counter.head, counter.newest, counter.used = tonumber(found[7]), tonumber(found[8]), tonumber(found[6])
-    counter.incarnation = found[1] == id and found[5]
-    return found[1] == id and found[2]
+  local found = call('HMGET', key, 't', 'c', 'm', 'p', 'u', kind == '2' and 'h' or 'e', 'n')
+  local counter = {
+    key = key,
+    kind = kind,
+    at = at,
+    amount = tonumber(ARGV[at + 1]),
+    known = found[1] == id and found[2],
+    durable = true,
+    charged = tonumber(found[2]),
+    mark = tonumber(found[3]),
+    marked = tonumber(found[4]),
+    used = tonumber(found[5]),
+    moved = false,
+    period = 0,
+    stop_at = nil,
+    window = nil,
+    head = nil,
+    newest = nil,
+  }
+  if kind == '2' then
+    counter.window, counter.head, counter.newest = tonumber(ARGV[at + 2]), tonumber(found[6]), tonumber(found[7])
+    return counter, at + 3
   end
-  local found = redis.call('HMGET', counter.key, 't', 'c', 'm', 'p', 'i', 'u', 'e')
-  counter.charged, counter.mark, counter.marked = tonumber(found[2]), tonumber(found[3]), tonumber(found[4])
-  counter.stop_at, counter.used = tonumber(found[7]), tonumber(found[6])
-  counter.incarnation = found[1] == id and found[5]
-  return found[1] == id and found[2]
+  counter.stop_at = tonumber(found[6])
+  return counter, at + (kind == '3' and 6 or 2)
 end
 
 -- Leave an incarnation in a counter that is not known here, and return the one that is there.
-local function incarnation_of(counter, id, random)
-  if not counter.incarnation then
-    counter.incarnation = random
-    redis.call('DEL', counter.key)
-    redis.call('HSET', counter.key, 'i', random, 't', id)
-    redis.call('PEXPIRE', counter.key, 3600000)
+local function incarnation_of(counter, random)
+  local found = call('HMGET', counter.key, 'i', 't')
+  if found[1] and found[2] == id then
+    return found[1]
   end
-  return counter.incarnation
+  call('DEL', counter.key)
+  call('HSET', counter.key, 'i', random, 't', id)
+  call('PEXPIRE', counter.key, 3600000)
+  return random
 end
 
 local function ring_of(counter)
-  local ring = redis.call('HMGET', counter.key, unpack(SLOTS))
+  local ring = call('HMGET', counter.key, all_slots())
   for slot = 1, 60 do
     ring[slot] = tonumber(ring[slot] or 0)
   end
@@ -146,7 +157,7 @@ local function roll(counter, number)
       ring[passed % 60 + 1] = passed == head and newest or 0
     end
     for slot = 1, 60 do
-      counter.used = math.min(MOST, counter.used + ring[slot])
+      counter.used = min(MOST, counter.used + ring[slot])
     end
     counter.ring = ring
     return
@@ -156,7 +167,7 @@ local function roll(counter, number)
     for each = head, number - 1 do
       passed[#passed + 1] = each % 60
     end
-    local units = redis.call('HMGET', counter.key, unpack(passed))
+    local units = call('HMGET', counter.key, unpack(passed))
     local gone = {}
     for each = 1, #passed do
       if units[each] then
@@ -173,8 +184,11 @@ end
 local function bring(counter)
   if counter.window then
     local window = counter.window
-    roll(counter, math.floor(now / window) * 60 + math.floor(now % window * 60 / window))
-    counter.period = counter.durable and math.floor(now / math.max(window, DAY)) or 0
+    local whole = floor(now / window)
+    roll(counter, whole * 60 + floor((now - whole * window) * 60 / window))
+    if counter.durable then
+      counter.period = floor(now / max(window, DAY))
+    end
     return true
   end
   local stop = counter.stop_at
@@ -185,15 +199,17 @@ local function bring(counter)
     end
     return true
   end
-  if not (stop and now < stop and stop <= now + counter.longest) then
+  local at = counter.at
+  if not (stop and now < stop and stop <= now + ARGV[at + 5]) then
+    local first, last, next_last = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
     local back = stop and now < stop -- the clock was set back; this period's end could be a moment away
-    if back or not (counter.stop <= now and now < counter.next_stop) then
-      if not (counter.start <= now and now < counter.stop) then
+    if back or not (last <= now and now < next_last) then
+      if not (first <= now and now < last) then
         return false
       end
-      counter.stop_at = back and counter.next_stop or counter.stop
+      counter.stop_at = back and next_last or last
     else
-      counter.stop_at = counter.next_stop
+      counter.stop_at = next_last
     end
     counter.used = back and counter.used or 0
     counter.moved = true
@@ -210,10 +226,10 @@ end
 -- Keep a counter as long as something in it, or in its mark, may count.
 local function keep(counter)
   if counter.window then
-    local last = counter.durable and math.max(counter.window, DAY) + KEPT * 1000 or 60000000
-    redis.call('PEXPIRE', counter.key, math.ceil((2 * counter.window + last) / 1000))
+    local last = counter.durable and max(counter.window, DAY) + KEPT * 1000 or 60000000
+    call('PEXPIRE', counter.key, math.ceil((2 * counter.window + last) / 1000))
   elseif counter.kind == '3' then
-    redis.call('PEXPIRE', counter.key, math.ceil((counter.stop_at - now) / 1000) + KEPT)
+    call('PEXPIRE', counter.key, math.ceil((counter.stop_at - now) / 1000) + KEPT)
   end
 end
 
@@ -222,14 +238,14 @@ local function put(counter, units)
   if units == 0 and not counter.moved then
     return
   end
-  counter.used = math.min(MOST, counter.used + units)
-  if counter.charged then
+  counter.used = min(MOST, counter.used + units)
+  if counter.durable then
     counter.charged = counter.charged + units
   end
   if counter.window then
-    counter.newest = math.min(MOST, counter.newest + units)
+    counter.newest = min(MOST, counter.newest + units)
     if counter.ring then
-      redis.call('HDEL', counter.key, unpack(SLOTS))
+      call('HDEL', counter.key, all_slots())
       local slots = {}
       for slot = 0, 59 do
         local there = counter.ring[slot + 1] or 0
@@ -239,24 +255,25 @@ local function put(counter, units)
         end
       end
       if #slots > 0 then
-        redis.call('HSET', counter.key, unpack(slots))
+        call('HSET', counter.key, unpack(slots))
       end
     elseif counter.gone and #counter.gone > 0 then
-      redis.call('HDEL', counter.key, unpack(counter.gone))
+      call('HDEL', counter.key, unpack(counter.gone))
     end
     if counter.full and counter.full_units > 0 then
-      redis.call('HSET', counter.key, counter.full, counter.full_units)
+      call('HSET', counter.key, counter.full, counter.full_units)
     end
     counter.ring, counter.gone, counter.full = nil, nil, nil
-    if counter.charged then
-      redis.call('HSET', counter.key, 'c', counter.charged, 'u', counter.used, 'n', counter.newest, 'h', counter.head)
+    if counter.durable then
+      call('HSET', counter.key, 'u', counter.used, 'n', counter.newest, 'c', counter.charged)
     else
-      redis.call('HSET', counter.key, 'u', counter.used, 'n', counter.newest, 'h', counter.head)
+      call('HSET', counter.key, 'u', counter.used, 'n', counter.newest)
     end
   else
-    redis.call('HSET', counter.key, 'c', counter.charged, 'u', counter.used, 'e', counter.stop_at)
+    call('HSET', counter.key, 'u', counter.used, 'c', counter.charged)
   end
-  if counter.moved then
+  if counter.moved then -- what is told in numbers costs time: the large ones only where they change
+    call('HSET', counter.key, counter.window and 'h' or 'e', counter.window and counter.head or counter.stop_at)
     keep(counter)
     counter.moved = false
   end

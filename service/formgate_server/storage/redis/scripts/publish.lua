@@ -4,12 +4,11 @@
 -- ARGV: '1' if replication ids are compared; the epoch; a random number.
 -- Result: 1.
 
-local id = replication(ARGV[1])
-local found = redis.call('HMGET', KEYS[1], 'e', 't')
+local found = call('HMGET', KEYS[1], 'e', 't')
 if not found[1] or found[2] ~= id then
-  redis.call('DEL', KEYS[1])
-  redis.call('HSET', KEYS[1], 'i', ARGV[3], 't', id)
+  call('DEL', KEYS[1])
+  call('HSET', KEYS[1], 'i', ARGV[3], 't', id)
 elseif above(ARGV[2], found[1]) then
-  redis.call('HSET', KEYS[1], 'e', ARGV[2])
+  call('HSET', KEYS[1], 'e', ARGV[2])
 end
 return 1

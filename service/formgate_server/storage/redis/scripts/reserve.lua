@@ -12,19 +12,19 @@
 
 local counter = counter_at(KEYS[1], 7)
 local need, block, lower = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1'
-if not read(counter, replication(ARGV[1])) then
+if not counter.known then
   return { LOAD }
 end
 if not bring(counter) then
   return { CLOCK, now }
 end
-local left = math.max(0, counter.amount - counter.used)
+local left = max(0, counter.amount - counter.used)
 local free = room(counter)
-if not lower and counter.marked == counter.period and free >= need and free >= math.min(math.floor(block / 2), left) then
+if not lower and counter.marked == counter.period and free >= need and free >= min(floor(block / 2), left) then
   return { KNOWN }
 end
 
-local found = redis.call('HMGET', KEYS[1], 'b', 'w')
+local found = call('HMGET', KEYS[1], 'b', 'w')
 local base, asked = tonumber(found[1]), tonumber(found[2])
 
 -- Count from a later base on.
@@ -33,21 +33,21 @@ local function shift(by)
   counter.charged, counter.mark, asked = counter.charged - by * MOST, counter.mark - by * MOST, asked - by * MOST
 end
 
-local floor_base, floor = tonumber(ARGV[5]), tonumber(ARGV[6])
+local floor_base, lowest = tonumber(ARGV[5]), tonumber(ARGV[6])
 if floor_base > base then
   shift(floor_base - base)
 end
 if floor_base == base then
-  asked = math.max(asked, floor)
+  asked = max(asked, lowest)
 end
-local ahead = math.max(need, math.min(block, left))
-counter.charged = math.max(counter.charged, asked + 1 - ahead)
+local ahead = max(need, min(block, left))
+counter.charged = max(counter.charged, asked + 1 - ahead)
 if counter.charged >= MOST then
-  shift(math.floor(counter.charged / MOST))
+  shift(floor(counter.charged / MOST))
 end
 local serial = counter.charged + ahead
 -- The state is told as it stands now, but not written: only what is charged moves it.
-redis.call('HSET', KEYS[1], 'b', base, 'c', counter.charged, 'm', counter.mark, 'w', serial, 'q', counter.period)
+call('HSET', KEYS[1], 'b', base, 'c', counter.charged, 'm', counter.mark, 'w', serial, 'q', counter.period)
 keep(counter)
 if counter.window then
   local ring = ring_now(counter)

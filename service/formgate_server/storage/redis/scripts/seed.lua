@@ -4,11 +4,10 @@
 -- ARGV: '1' if replication ids are compared; the epoch; the incarnation.
 -- Result: 1 if it was set.
 
-local id = replication(ARGV[1])
-local found = redis.call('HMGET', KEYS[1], 'e', 'i', 't')
+local found = call('HMGET', KEYS[1], 'e', 'i', 't')
 if found[1] or found[2] ~= ARGV[3] or found[3] ~= id then
   return 0
 end
-redis.call('HSET', KEYS[1], 'e', ARGV[2])
-redis.call('HDEL', KEYS[1], 'i')
+call('HSET', KEYS[1], 'e', ARGV[2])
+call('HDEL', KEYS[1], 'i')
 return 1

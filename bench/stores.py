@@ -1,0 +1,204 @@
+"""What a check costs over PostgreSQL and Redis, beside the bare wire, and beside what people would write instead."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from bench import peer, scenarios
+from bench.deployed import Crowd, Deployed, Stores, deploy, say, stores
+from bench.figures import least, least_ratio, percentile, ratio
+from bench.h2load import H2load
+from bench.population import KEYS_AN_ACCOUNT
+from bench.process import Cores, Process
+from bench.report import Report, Target
+from bench.scenarios import BATCH, MANY, Scenario
+from bench.world import Served
+from bench.worst import LIMIT, Worst
+
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    rounds: int
+    seconds: float
+    """Of each scenario in each round."""
+    many: Crowd
+    window_seconds: int
+    """Of the limit that is looked at in its worst window."""
+    first_checks: int
+
+
+FULL = Size(rounds=10, seconds=1.5, many=Crowd(1_000_000, 20_000, 2), window_seconds=60, first_checks=1_000)
+QUICK = Size(rounds=3, seconds=0.5, many=Crowd(20_000, 2_000, 2), window_seconds=5, first_checks=200)
+
+_FEW = Crowd(1_000, 1_000)
+
+
+@dataclass(slots=True)
+class _Lines:
+    """The scenarios, by name."""
+
+    floor: Scenario
+    few: Scenario
+    many: Scenario
+    batch: Scenario
+    batch_many: Scenario
+    one_worker: Scenario
+    two_workers: Scenario
+    peer: Scenario
+    cached_peer: Scenario
+
+    def all(self) -> list[Scenario]:
+        """Return them in the report's order."""
+        return [getattr(self, name) for name in self.__slots__]
+
+
+class _Parts(NamedTuple):
+    stores: Stores
+    few: Served
+    many: Served
+    two: Served
+    million: Deployed
+    lines: _Lines
+
+
+def measure(size: Size, generator: H2load, cores: Cores) -> Report:
+    """Run every scenario in turn, round after round; the stores and the load share a core."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="formgate-bench-")))
+        parts, limited = _start(stack, size, generator, cores, folder)
+        worst = {name: Worst(allows, size.window_seconds) for name, allows in limited.items()}
+        for one in worst.values():
+            one.start()
+        for number in range(size.rounds):
+            for scenario in parts.lines.all():
+                say(f"round {number + 1} of {size.rounds}: {scenario.name}")
+                scenario.run(size.seconds)
+        notes = [
+            *(served.verify() for served in (parts.few, parts.many, parts.two)),
+            *_first_checks(parts, cores, size.first_checks),
+            *_in_passing(parts),
+            _in_the_worst(worst, size.window_seconds),
+        ]
+        lines = parts.lines
+        return Report(
+            "Over PostgreSQL and Redis",
+            generator.version,
+            lines.all(),
+            list(_targets(lines, size)),
+            notes,
+            parts.stores.versions,
+        )
+
+
+def _start(
+    stack: ExitStack, size: Size, generator: H2load, cores: Cores, folder: Path
+) -> tuple[_Parts, dict[str, Callable[[], bool]]]:
+    """Start all that is measured; also return what charges the limited key of each."""
+    say("starting PostgreSQL and Redis")
+    both = stack.enter_context(stores(folder))
+    few = stack.enter_context(deploy(both, folder / "few", 0, _FEW).served(cores.server))
+    two = stack.enter_context(deploy(both, folder / "two", 1, _FEW).served(*cores, workers=2))
+    say(f"putting in {size.many.keys:,} keys, and using {size.many.known // size.many.hot:,} of them")
+    million = deploy(both, folder / "many", 2, size.many)
+    many = stack.enter_context(million.served(cores.server))
+    echo = stack.enter_context(_echo(few, cores.server, folder))
+    say("starting the peers")
+    table = peer.make_table(both, _FEW.keys, LIMIT, size.window_seconds)
+    fresh, cached = (
+        stack.enter_context(peer.serving(both, table, cores.server, folder, cache_seconds=seconds))
+        for seconds in (0, 10)
+    )
+    lines = _Lines(
+        floor=scenarios.floor(generator, echo, few),
+        few=scenarios.check_key(generator, few),
+        many=_named(scenarios.check_key(generator, many), f"CheckKey, {size.many.keys:,} keys"),
+        batch=scenarios.batch_check_keys(generator, few),
+        batch_many=_named(
+            scenarios.batch_check_keys(generator, many), f"BatchCheckKeys of {BATCH}, of {BATCH} accounts"
+        ),
+        one_worker=scenarios.check_key(generator, few, MANY),
+        two_workers=scenarios.check_key(generator, two, MANY),
+        peer=peer.scenario(generator, fresh, "peer: FastAPI, asyncpg, redis-py"),
+        cached_peer=peer.scenario(generator, cached, "peer, keys cached for 10 s"),
+    )
+    lines.two_workers.name += ", 2 workers"
+    for one in lines.all()[1:]:
+        one.beside = both.redis_seconds
+    secret = few.client.limited("bench000000", LIMIT, size.window_seconds)
+    limited = {"ours": lambda: few.client.allows(secret), "the peer": fresh.allows}
+    return _Parts(both, few, many, two, million, lines), limited
+
+
+def _targets(lines: _Lines, size: Size) -> Iterator[Target]:
+    yield Target("CheckKey to the floor", least_ratio(lines.few.rounds, lines.floor.rounds), 1.35, "{:.2f}")
+    for name, batch in (("of few accounts", lines.batch), ("of as many accounts", lines.batch_many)):
+        rate = 1e6 / least(batch.rounds).cpu_us
+        yield Target(f"checks/s a core, {BATCH} {name}", rate, 40_000, "{:,.0f}", at_least=True)
+    for name, batch in (("of few accounts", lines.batch), ("of as many accounts", lines.batch_many)):
+        yield Target(f"Redis' CPU a check, {BATCH} {name}", min(batch.beside_us), 12, "{:.1f} µs")
+    many = least_ratio(lines.many.rounds, lines.few.rounds)
+    yield Target(f"{size.many.keys:,} keys to {_FEW.keys:,}", many, 1.10, "{:.2f}")
+    two = 2 * least_ratio(lines.one_worker.rounds, lines.two_workers.rounds)
+    yield Target("two workers to one, by CPU time", two, 1.8, "{:.2f}", at_least=True)
+
+
+def _first_checks(parts: _Parts, cores: Cores, count: int) -> Iterator[str]:
+    """Tell what the first check of a key takes, one at a time, in a process that was just started."""
+    with parts.million.serve(cores.server) as (process, client):
+        client.firsts(parts.million.hot[-10:])  # connections are made, plans are prepared
+        for name, secrets in (("that others have checked", parts.million.hot), ("that nobody has", parts.million.cold)):
+            idle = process.busy()
+            took = client.firsts(secrets[:count])
+            cpu_us = (process.busy() - idle).own / len(took) * 1e6
+            middle, last = (percentile(took, percent) / 1e3 for percent in (50, 99))
+            yield (
+                f"the first check of a key {name}, one at a time: {cpu_us:,.0f} µs of CPU,"
+                f" p50 {middle:.1f} ms, p99 {last:.1f} ms ({len(took):,} keys)"
+            )
+
+
+def _in_passing(parts: _Parts) -> Iterator[str]:
+    lines = parts.lines
+    by_round = ratio(lines.few.rounds, lines.floor.rounds), ratio(lines.many.rounds, lines.few.rounds)
+    yield f"medians of the rounds' own ratios: CheckKey to the floor {by_round[0]:.2f}, many keys {by_round[1]:.2f}"
+    answered = least(lines.two_workers.rounds).per_second / least(lines.one_worker.rounds).per_second
+    yield (
+        f"two workers answered {answered:.2f} times the checks of one, in their best rounds:"
+        " the load and the stores have one of their two cores"
+    )
+    script = parts.stores.script()
+    yield f"Redis ran {script.calls:,} scripts, {script.us / script.calls:.1f} µs of the clock each"
+    yield (
+        f"{parts.million.crowd.keys:,} keys in {parts.million.crowd.keys // KEYS_AN_ACCOUNT:,} accounts were put in"
+        f" within {parts.million.loaded_seconds:.0f} s; {len(parts.many.secrets):,} of them were in use"
+    )
+    times = [least_ratio(one.rounds, lines.few.rounds) for one in (lines.peer, lines.cached_peer)]
+    yield f"the peer takes {times[0]:.2f} times the CPU of CheckKey; with its keys cached {times[1]:.2f}"
+    others = max(one.others for one in lines.all() if one is not lines.two_workers)
+    yield f"other processes took up to {others:.0%} of the server's core"
+
+
+def _in_the_worst(worst: dict[str, Worst], seconds: int) -> str:
+    counts = ", ".join(f"{name} {one.count()}" for name, one in worst.items())
+    return f"of {LIMIT} a window of {seconds} s, the worst {seconds} s let through: {counts}"
+
+
+def _named(scenario: Scenario, name: str) -> Scenario:
+    scenario.name = name
+    return scenario
+
+
+@contextmanager
+def _echo(few: Served, core: int, folder: Path) -> Iterator[Process]:
+    """Start the floor, with answers of the size of a real one."""
+    size = few.client.check(few.secrets[0]).ByteSize()
+    few.expected += 1
+    with Process([sys.executable, "-m", "bench.echo", str(size)], core, logs=folder / "echo-logs") as process:
+        yield process
