@@ -47,6 +47,7 @@ def show_people(*parts: RenderableType) -> None:
         console.print(*parts, sep="\n")
     # rich fills lines up with blanks, which a file need not keep.
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().split("\n")[:-1]))
+    sys.stdout.flush()  # what stderr says about it comes behind, also where both go to one file
 
 
 def as_json(message: Message, *, indent: int | None = 2) -> str:
