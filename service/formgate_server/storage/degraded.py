@@ -151,8 +151,9 @@ class DegradedLimiter:
         """Return the account's epoch as the database has it now; with that away too, as it was told last."""
         if self._freshness.database_up:
             try:
-                epoch = await self._epochs.of(charge.account_id)
-            except UnavailableError:
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    epoch = await self._epochs.of(charge.account_id)
+            except (UnavailableError, TimeoutError):
                 pass
             else:
                 return charge.epoch + 1 if epoch is None else epoch  # an account that is gone: its key is, too
