@@ -61,7 +61,7 @@ class Callers:
     """Callers that check as fast as they can."""
 
     def __init__(self, addresses: Sequence[str], token: str, secrets: Sequence[str]) -> None:
-        self.channels = [grpc.aio.insecure_channel(each) for each in addresses]
+        self.addresses = addresses
         self.metadata = (("authorization", f"Bearer {token}"),)
         self.secrets = secrets
         self.admitted: list[Admitted] = []
@@ -90,15 +90,16 @@ class Callers:
 
     async def run(self, seconds: float, *, halfway: Sequence[asyncio.Task[None]] = ()) -> None:
         """Call for so long."""
+        channels = [grpc.aio.insecure_channel(each) for each in self.addresses]
         calls = [
             asyncio.create_task(self.call(channel, number % len(self.secrets)))
-            for channel in self.channels
+            for channel in channels
             for number in range(CALLERS)
         ]
         await asyncio.wait(calls, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
         self.stopping = True
         await asyncio.gather(*calls, *halfway)
-        for channel in self.channels:
+        for channel in channels:
             await channel.close()
 
 

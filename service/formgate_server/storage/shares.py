@@ -7,8 +7,9 @@ of processes, and rounded up. Verdicts by shares say so (``degraded``), and are 
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -31,10 +32,11 @@ from formgate_server.core.model import Limit, Rolling, WhenDegraded
 from formgate_server.core.ports import Charge, Charged
 
 if TYPE_CHECKING:
-    from formgate_server.core.ports import Clock, Reservations
+    from formgate_server.core.ports import Clock, Reservations, Reserved
 
 REMEMBERED = 60 * 1_000_000
 _MOST_SEEN = 100_000
+_PATIENCE_SECONDS = 1.0
 
 
 class Owed(NamedTuple):
@@ -145,10 +147,7 @@ class Shares:
         if not missing:
             return
         durable = [each.id for each in missing if outlives_its_store(each.limit)]
-        try:
-            marks = await self._reservations.load(durable) if durable else {}
-        except UnavailableError:  # both are away: what was seen last is all that is known
-            marks = {}
+        marks = await self._marks(durable) if durable else {}
         now = self._clock.now()
         seen = self._seen.get(charge.key_id)
         for each in missing:
@@ -159,6 +158,16 @@ class Shares:
             if used > state.used:
                 state = add(state, used - state.used)
             self._shares.setdefault(each.id, _Share(each, state, now))
+
+    async def _marks(self, counter_ids: Sequence[str]) -> Mapping[str, Reserved]:
+        """Return the marks; with the database away too, none: what was seen last is all that is known."""
+        load = asyncio.ensure_future(self._reservations.load(counter_ids))
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                return await asyncio.shield(load)
+        except (UnavailableError, TimeoutError):
+            load.add_done_callback(lambda late: late.cancelled() or late.exception())  # seen
+            return {}
 
     def _standings(self, counters: Iterable[Counter], now: int) -> tuple[Standing, ...]:
         told = []
