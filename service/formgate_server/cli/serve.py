@@ -110,6 +110,42 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    redis_timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--redis-timeout",
+            metavar="SECONDS",
+            help="How long Redis may take before a check goes on without it.",
+            show_default="0.25",
+        ),
+    ] = None,
+    redis_wait_replicas: Annotated[
+        int | None,
+        typer.Option(
+            "--redis-wait-replicas",
+            metavar="N",
+            help="How many replicas must have what a check has charged before it is answered.",
+            show_default="0",
+        ),
+    ] = None,
+    max_staleness: Annotated[
+        float | None,
+        typer.Option(
+            "--max-staleness",
+            metavar="SECONDS",
+            help="After how long a change is in effect that could not be published.",
+            show_default="30",
+        ),
+    ] = None,
+    database_grace: Annotated[
+        float | None,
+        typer.Option(
+            "--database-grace",
+            metavar="SECONDS",
+            help="How long known keys go on while the database is away.",
+            show_default="600",
+        ),
+    ] = None,
     max_connection_age_seconds: Annotated[
         float | None,
         typer.Option(
