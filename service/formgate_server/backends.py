@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from typing import NamedTuple
 
 import structlog
@@ -74,11 +74,17 @@ async def _open_redis(stack: AsyncExitStack, settings: Settings, parts: Parts, u
         database_grace=settings.database_grace,
         on_database=_tell_database,
     )
+    if settings.database_url is not None and settings.processes is None:
+        _log.warning(
+            "FORMGATE_PROCESSES is not set: while redis is away, each server lets through what is left as if there were"
+            " no other",
+            counted=settings.sharers,
+        )
     shares = Shares(parts.clock, parts.reservations, settings.sharers)
-    limiter = DegradedLimiter(shared, shares, parts.epochs, freshness, on_degraded=_tell_alone)
+    limiter = DegradedLimiter(shared, shares, parts.epochs, freshness, on_degraded=_tell_alone, on_lost=_tell_lost)
     stack.push_async_callback(limiter.close)
     follow = Follow(parts.epochs, shared, freshness, time.monotonic)
-    following = asyncio.create_task(follow.run())
+    following = asyncio.create_task(follow.run(_tell_fault))
     stack.push_async_callback(_end, following)
     finder = FreshKeys(parts.finder, parts.cache, freshness)
     return Counters(limiter, finder, round(settings.max_staleness * 1_000_000), freshness)
@@ -115,8 +121,15 @@ async def _close(limiter: MemoryLimiter | RedisLimiter) -> None:
 
 async def _end(task: asyncio.Task[None]) -> None:
     task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _tell_fault(error: Exception) -> None:
+    _log.error("the changes of others can not be followed, for a fault of ours", exc_info=error)
+
+
+def _tell_lost(units: int) -> None:
+    _log.warning("what was let through by shares could not be charged", units=units)
 
 
 def _tell_marks(degraded: bool) -> None:  # noqa: FBT001 - told by position

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
 
 from formgate_server.core.errors import UnauthenticatedError, UnavailableError
 from formgate_server.core.freshness import Freshness
@@ -16,6 +16,9 @@ from formgate_server.core.secrets import Peppers
 _CACHED_SECONDS = 1.0
 _REFRESHED_SECONDS = 0.5
 _PATIENCE_SECONDS = 0.25
+_CONFIRMED_SECONDS = 5.0
+_LOOK_UPS = 1  # of unknown tokens, at once: who shows many may not keep the database from everybody else
+_MOST_WAITING = 100
 _MOST_CACHED = 10_000
 _LONGEST_TOKEN = 256
 
@@ -30,7 +33,8 @@ class Authenticate:
     """Finds the caller whose token is shown. Tokens are cached for at most a second; unknown ones are not.
 
     A token in use is read again before its second is over, while calls go on with it. A database that does not answer
-    by then is not waited for: known tokens go on as known keys do, as long as ``freshness`` has it.
+    by then is not waited for: tokens that were good a moment before go on, as known keys do, as long as ``freshness``
+    has it.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Authenticate:
         self._freshness = freshness
         self._cache: dict[bytes, _Known] = {}
         self._reads: dict[bytes, asyncio.Task[_Known]] = {}
+        self._gate = asyncio.Semaphore(_LOOK_UPS)
 
     async def __call__(self, authorization: str) -> Caller:
         """Return the caller by the value of its ``authorization`` metadata. Raises UnauthenticatedError."""
@@ -59,7 +64,7 @@ class Authenticate:
         cache_key = hashlib.sha256(secret.encode()).digest()  # the cache holds no secret
         known = self._cache.get(cache_key)
         if known is None:
-            known = await self._read(secret, cache_key)
+            known = await self._look_up(secret, cache_key)
         else:
             age = self._monotonic() - known.read
             if age >= _REFRESHED_SECONDS:
@@ -70,25 +75,51 @@ class Authenticate:
             raise UnauthenticatedError(message, reason="SERVICE_TOKEN_EXPIRED")
         return known.caller
 
+    async def _look_up(self, secret: str, cache_key: bytes) -> _Known:
+        """Find a token that is not known here, after those that were shown before it; the same one is read once."""
+        read = self._reads.get(cache_key)
+        if read is None:
+            if len(self._reads) >= _MOST_WAITING:
+                message = (
+                    "too many service tokens are shown that are not known here; the same call may go through later"
+                )
+                raise UnavailableError(message, reason="TOO_MANY_UNKNOWN_TOKENS")
+            read = self._begin(cache_key, self._read_in_turn(secret, cache_key))
+        return await asyncio.shield(read)
+
+    async def _read_in_turn(self, secret: str, cache_key: bytes) -> _Known:
+        async with self._gate:
+            return await self._read(secret, cache_key)
+
+    def _begin(self, cache_key: bytes, read: Coroutine[Any, Any, _Known]) -> asyncio.Task[_Known]:
+        task = self._reads[cache_key] = asyncio.create_task(read)
+        task.add_done_callback(lambda task: self._end(cache_key, task))
+        return task
+
     async def _refreshed(self, secret: str, cache_key: bytes, known: _Known, age: float) -> _Known:
-        freshness = self._freshness
-        if freshness is not None and not freshness.database_up and freshness.is_within_grace:
+        if self._freshness is not None and not self._freshness.database_up and self._goes_on(known):
             return known
         read = self._reads.get(cache_key)
         if read is None:
-            read = self._reads[cache_key] = asyncio.create_task(self._read(secret, cache_key))
-            read.add_done_callback(lambda task: self._end(cache_key, task))
+            read = self._begin(cache_key, self._read(secret, cache_key))
         if age < _CACHED_SECONDS:
             return known
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 return await asyncio.shield(read)
         except (TimeoutError, UnavailableError) as error:
-            if freshness is not None and freshness.is_within_grace:
+            if self._goes_on(known):
                 return known
             if isinstance(error, UnavailableError):
                 raise
         return await asyncio.shield(read)
+
+    def _goes_on(self, known: _Known) -> bool:
+        """Tell whether a token may be used though the database does not answer: it was good when that last did."""
+        freshness = self._freshness
+        if freshness is None or not freshness.is_within_grace:
+            return False
+        return known.read >= freshness.read_at - _CONFIRMED_SECONDS
 
     def _end(self, cache_key: bytes, task: asyncio.Task[_Known]) -> None:
         del self._reads[cache_key]

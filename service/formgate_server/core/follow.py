@@ -46,11 +46,26 @@ class Follow:
         self._forgotten = monotonic()
         self._unpublished: dict[str, int] = {}
 
-    async def run(self) -> None:
-        """Poll for ever."""
-        while True:
-            await self.poll()
-            await asyncio.sleep(INTERVAL)
+    async def run(self, on_error: Callable[[Exception], None] = lambda _: None) -> None:
+        """Poll for ever; whatever goes wrong, the database counts as away until a poll has ended well.
+
+        ``on_error`` is told of what is no store that is away, but a fault, once until a poll is well again.
+        """
+        told = False
+        try:
+            while True:
+                try:
+                    await self.poll()
+                    told = False
+                except Exception as error:  # noqa: BLE001 - nothing may end it: all else goes by what it finds
+                    self._freshness.lost()
+                    if not told:
+                        on_error(error)
+                    told = True
+                await asyncio.sleep(INTERVAL)
+        finally:
+            if self._reading is not None:
+                self._reading.cancel()
 
     async def poll(self) -> None:
         """Poll once; never raises for a store that is away."""

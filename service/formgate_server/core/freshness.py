@@ -51,6 +51,11 @@ class Freshness:
         """Whether the database was read recently enough to go on without it *and* the counters' store."""
         return self._monotonic() - self._read <= self._max_staleness
 
+    @property
+    def read_at(self) -> float:
+        """When the last poll that could read began."""
+        return self._read
+
     def newest(self, account_id: str) -> int:
         """Return the newest epoch of an account that a poll has told; 0: none has."""
         return self._epochs.get(account_id, 0)

@@ -161,7 +161,7 @@ class Limiter(Protocol):
     async def adjust(self, account_id: str, counters: Sequence[Counter], units: int, *, once: str) -> None:
         """Charge ``units`` to the counters, beyond their amounts if need be.
 
-        ``once`` names this charge in the account: repeated within a day, also after a LostAnswerError, nothing is
+        ``once`` names this charge in the account: repeated within an hour, also after a LostAnswerError, nothing is
         charged again.
         """
         ...

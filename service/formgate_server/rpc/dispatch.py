@@ -28,7 +28,7 @@ from formgate_server.rpc.methods import Method
 _log = structlog.get_logger("formgate.rpc")
 _LONGEST_ACTOR = 128
 # Neither a flood of keys nor a store that is away may become a flood of lines: both are told once, where they begin.
-_COUNTED = frozenset({"TOO_MANY_UNKNOWN_KEYS", "STORE_UNAVAILABLE"})
+_COUNTED = frozenset({"TOO_MANY_UNKNOWN_KEYS", "TOO_MANY_UNKNOWN_TOKENS", "STORE_UNAVAILABLE"})
 
 
 class Call(NamedTuple):

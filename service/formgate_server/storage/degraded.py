@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 from formgate_server.core.errors import CountersUnavailableError, LostAnswerError, UnavailableError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from formgate_server.core.ports import Epochs, KeyCache, KeyFinder, Limiter, TooManyAttempts
     from formgate_server.core.verdict import KeyRecord
     from formgate_server.storage.shares import Owed, Shares
+
+_T = TypeVar("_T")
 
 _RETRY_SECONDS = 1.0
 _CLOSE_SECONDS = 2.0
@@ -67,6 +70,12 @@ def _fail(future: asyncio.Future[int | None], error: BaseException) -> None:
     future.exception()  # seen, even where all who waited have gone
 
 
+def _some(values: Collection[_T]) -> list[list[_T]]:
+    """Return ``values``, as they are now, in lists of as many as are asked at once."""
+    ordered = list(values)
+    return [ordered[first : first + _AT_ONCE] for first in range(0, len(ordered), _AT_ONCE)]
+
+
 def _too_long() -> UnavailableError:
     return UnavailableError("The database has been away for too long to go on without it.")
 
@@ -79,7 +88,7 @@ class DegradedLimiter:
     - Both: what is known by heart, for ``max_staleness``.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it is made of, and whom it tells
         self,
         shared: Limiter,
         shares: Shares,
@@ -87,15 +96,22 @@ class DegradedLimiter:
         freshness: Freshness,
         *,
         on_degraded: Callable[[bool], None] = lambda _: None,
+        on_lost: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Ask ``shared``. ``on_degraded`` is told when it is away, and when it is back and all is charged there."""
+        """Ask ``shared``. ``on_degraded`` is told when it is away, and when it is back and all is charged there.
+
+        ``on_lost`` is told how many units could not be charged in the end.
+        """
         self._shared = shared
         self._shares = shares
         self._epochs = CoalescedEpochs(epochs)
         self._freshness = freshness
         self._on_degraded = on_degraded
-        self._alone = False
-        self._reconciling: asyncio.Task[None] | None = None
+        self._on_lost = on_lost
+        # By account: of a cluster one part may be away, and what is well elsewhere says nothing of these.
+        self._alone: set[str] = set()
+        self._debts: list[tuple[str, Owed]] = []  # each under the name that makes its charge be made once
+        self._healing: asyncio.Task[None] | None = None
 
     async def charge(self, charge: Charge) -> ChargeResult:
         """See ``Limiter.charge``."""
@@ -129,23 +145,27 @@ class DegradedLimiter:
             return error
 
     def _told(self, charge: Charge, outcome: ChargeResult) -> ChargeResult:
-        if self._alone:
-            self._come_back()
         if isinstance(outcome, Charged):
             if outcome.standings:
-                self._shares.see(charge.key_id, outcome)
+                self._shares.see(charge, outcome)
             if not self._freshness.database_up:
                 return outcome._replace(degraded=True)
         return outcome
 
     async def _charge_alone(self, charge: Charge, *, maybe_charged: bool) -> Charged | EpochMoved:
-        if not self._alone:
-            self._alone = True
-            self._on_degraded(True)  # noqa: FBT003 - told by position
+        self._go_alone(charge.account_id)
         epoch = await self._epoch(charge)
         if epoch > charge.epoch:
             return EpochMoved(epoch)
-        return await self._shares.charge(charge, maybe_charged=maybe_charged)
+        charged = await self._shares.charge(charge, maybe_charged=maybe_charged)
+        self._go_alone(charge.account_id)  # it may have been settled while this one waited
+        return charged
+
+    def _go_alone(self, account_id: str) -> None:
+        self._alone.add(account_id)
+        if self._healing is None:
+            self._on_degraded(True)  # noqa: FBT003 - told by position
+            self._healing = asyncio.create_task(self._heal())
 
     async def _epoch(self, charge: Charge) -> int:
         """Return the account's epoch as the database has it now; with that away too, as it was told last."""
@@ -161,30 +181,41 @@ class DegradedLimiter:
             raise UnavailableError("Neither store answers.")
         return max(charge.epoch, self._freshness.newest(charge.account_id))
 
-    def _come_back(self) -> None:
-        if self._reconciling is None:
-            self._reconciling = asyncio.create_task(self._reconcile())
+    async def _heal(self) -> None:
+        """Look again and again whose counters answer, and charge what they are owed, until none is left alone."""
+        while self._alone or self._debts:
+            await asyncio.sleep(_RETRY_SECONDS)
+            for some in _some(self._alone):
+                answers = await asyncio.gather(*map(self._answers, some))
+                for account_id in (each for each, well in zip(some, answers, strict=True) if well):
+                    self._settle(account_id)
+            await self._pay_all()
+        self._healing = None
+        self._on_degraded(False)  # noqa: FBT003 - told by position
 
-    async def _reconcile(self) -> None:
-        """Charge what is owed, each once; then the counters' store is back."""
+    async def _answers(self, account_id: str) -> bool:
+        """Tell whether an account's counters answer: no epoch is below 0, so this charges and changes nothing."""
         try:
-            self._alone = False
-            owed = [(uuid4().hex, each) for each in self._shares.settle()]
-            while owed:
-                some = owed[:_AT_ONCE]
-                done = await asyncio.gather(*(self._pay(*each) for each in some))
-                owed = owed[_AT_ONCE:] + [each for each, paid in zip(some, done, strict=True) if not paid]
-                if not all(done):
-                    await asyncio.sleep(_RETRY_SECONDS)
-            if not self._alone:
-                self._on_degraded(False)  # noqa: FBT003 - told by position
-        finally:
-            self._reconciling = None
+            await self._shared.charge(Charge(account_id, 0, ""))
+        except Exception:  # noqa: BLE001 - whatever it is, it is no answer
+            return False
+        return True
+
+    def _settle(self, account_id: str) -> None:
+        self._alone.discard(account_id)
+        self._debts += [(uuid4().hex, each) for each in self._shares.settle(account_id)]
+
+    async def _pay_all(self) -> None:
+        """Charge what is owed; what could not be charged stays owed."""
+        for some in _some(self._debts):
+            paid = await asyncio.gather(*(self._pay(*each) for each in some))
+            done = {once for (once, _), well in zip(some, paid, strict=True) if well}
+            self._debts = [each for each in self._debts if each[0] not in done]
 
     async def _pay(self, once: str, owed: Owed) -> bool:
         try:
             await self._shared.adjust(owed.account_id, owed.counters, owed.units, once=once)
-        except UnavailableError:
+        except Exception:  # noqa: BLE001 - one that fails may not keep the others from being charged
             return False
         return True
 
@@ -204,7 +235,7 @@ class DegradedLimiter:
         try:
             return await self._shared.look(account_id, counters)
         except CountersUnavailableError:
-            return await self._shares.look(counters)
+            return await self._shares.look(account_id, counters)
 
     async def adjust(self, account_id: str, counters: Sequence[Counter], units: int, *, once: str) -> None:
         """See ``Limiter.adjust``: what is to be charged in the end waits for the store."""
@@ -216,14 +247,17 @@ class DegradedLimiter:
 
     async def close(self) -> None:
         """Charge what is owed, if that can be done soon."""
-        reconciling = self._reconciling
-        if reconciling is not None:
-            await asyncio.wait({reconciling}, timeout=_CLOSE_SECONDS)
-            reconciling.cancel()
-            await asyncio.gather(reconciling, return_exceptions=True)
-        for each in self._shares.settle():
-            if not await self._pay(uuid4().hex, each):
-                return
+        healing, self._healing = self._healing, None
+        if healing is not None:
+            healing.cancel()
+            await asyncio.gather(healing, return_exceptions=True)
+        for account_id in list(self._alone):
+            self._settle(account_id)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self._pay_all()
+        if self._debts:
+            self._on_lost(sum(owed.units for _, owed in self._debts))
 
 
 class FreshKeys:

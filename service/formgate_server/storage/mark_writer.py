@@ -61,7 +61,8 @@ class MarkWriter(Generic[T]):
             except (Exception, asyncio.CancelledError):  # whatever it was, no check may hang on it
                 if _is_cancelled():
                     raise
-                self.wanted = wanted | self.wanted
+                for each, units in wanted.items():
+                    self.wanted[each] = max(units, self.wanted.get(each, 0))
                 self._give_up(written)
                 await asyncio.sleep(self._retry_seconds)
             else:

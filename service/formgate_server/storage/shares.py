@@ -49,7 +49,7 @@ class Owed(NamedTuple):
 
 class _Seen(NamedTuple):
     time: int
-    standings: tuple[Standing, ...]
+    standing: Standing
 
 
 class _Share:
@@ -83,7 +83,7 @@ class _Share:
 
 
 class Shares:
-    """The limits of one outage."""
+    """The limits of the accounts whose counters do not answer, each for as long as its outage lasts."""
 
     def __init__(self, clock: Clock, reservations: Reservations, processes: int) -> None:
         """Divide by ``processes``; what is not known of a counter is read from ``reservations``, if it answers."""
@@ -91,73 +91,85 @@ class Shares:
         self._reservations = reservations
         self._processes = processes
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
-        self._shares: dict[str, _Share] = {}
-        self._admitted: dict[tuple[str, str], int] = {}
-        self._owed: dict[tuple[str, tuple[Counter, ...]], int] = {}
+        self._shares: dict[str, dict[str, _Share]] = {}  # by account and counter
+        self._owed: dict[str, dict[tuple[Counter, ...], int]] = {}  # by account
+        self._admitted: OrderedDict[tuple[str, str], int] = OrderedDict()
 
-    def see(self, key_id: str, charged: Charged) -> None:
+    def see(self, charge: Charge, charged: Charged) -> None:
         """Note what the counters' store said of a key's limits."""
-        self._seen[key_id] = _Seen(self._clock.now(), charged.standings)
-        if len(self._seen) > _MOST_SEEN:
+        now = self._clock.now()
+        for counter, standing in zip(charge.counters, charged.standings, strict=False):
+            self._seen[counter.id] = _Seen(now, standing)
+        while len(self._seen) > _MOST_SEEN:
             self._seen.popitem(last=False)
 
     async def charge(self, charge: Charge, *, maybe_charged: bool) -> Charged:
         """Charge the shares, all or none. ``maybe_charged``: the store may have done so too, so nothing is owed."""
-        counters = charge.counters
+        await self._begin(charge.account_id, charge.counters)
+        return self._charge(charge, maybe_charged=maybe_charged)
+
+    def _charge(self, charge: Charge, *, maybe_charged: bool) -> Charged:
+        counters, now = charge.counters, self._clock.now()
         if not counters:
             return Charged(None, None, (), degraded=True)
-        await self._begin(charge)
-        now = self._clock.now()
-        if charge.request_id and now - self._admitted.get((charge.key_id, charge.request_id), -REMEMBERED) < REMEMBERED:
-            return Charged(None, None, self._standings(counters, now), degraded=True)
+        of_account = self._shares[charge.account_id]
+        if self._is_admitted(charge, now):
+            return Charged(None, None, self._standings(of_account, counters, now), degraded=True)
         refused = [each.limit for each in counters if each.limit.when_degraded is WhenDegraded.DENY]
         if refused:
-            return Charged(min(refused, key=reason_of), None, self._standings(counters, now), degraded=True)
+            standings = self._standings(of_account, counters, now)
+            return Charged(min(refused, key=reason_of), None, standings, degraded=True)
         shared = [each for each in counters if each.limit.when_degraded is WhenDegraded.SHARE]
-        shares = [self._shares[each.id] for each in shared]
+        shares = [of_account[each.id] for each in shared]
         own = [share.counter(counter, self._processes, now) for share, counter in zip(shares, shared, strict=True)]
         spent = spend(own, [share.state for share in shares], charge.cost, now)
         for share, state in zip(shares, spent.states, strict=True):
             share.state = state
-        standings = self._standings(counters, now)
+        standings = self._standings(of_account, counters, now)
         if spent.denied is not None:
             denied = next(each.limit for each, mine in zip(shared, own, strict=True) if mine.limit is spent.denied)
             retry = None if spent.retry_time is None else spent.retry_time - now
             return Charged(denied, retry, standings, degraded=True)
-        if charge.cost and not maybe_charged:
-            owed = (charge.account_id, counters)
-            self._owed[owed] = self._owed.get(owed, 0) + charge.cost
-        if charge.cost and charge.request_id:
-            self._admitted[charge.key_id, charge.request_id] = now
+        if charge.cost:
+            self._note(charge, now, owed=not maybe_charged)
         return Charged(None, None, standings, degraded=True)
 
-    async def look(self, counters: Sequence[Counter]) -> tuple[Standing, ...]:
+    def _is_admitted(self, charge: Charge, now: int) -> bool:
+        while self._admitted and not abs(now - next(iter(self._admitted.values()))) < REMEMBERED:
+            self._admitted.popitem(last=False)
+        return bool(charge.request_id) and (charge.key_id, charge.request_id) in self._admitted
+
+    def _note(self, charge: Charge, now: int, *, owed: bool) -> None:
+        if owed:
+            of_account = self._owed.setdefault(charge.account_id, {})
+            of_account[charge.counters] = of_account.get(charge.counters, 0) + charge.cost
+        if charge.request_id:
+            self._admitted[charge.key_id, charge.request_id] = now
+
+    async def look(self, account_id: str, counters: Sequence[Counter]) -> tuple[Standing, ...]:
         """Tell where the shares stand."""
-        await self._begin(Charge("", 0, "", tuple(counters)))
-        return self._standings(counters, self._clock.now())
+        await self._begin(account_id, counters)
+        return self._standings(self._shares.get(account_id, {}), counters, self._clock.now())
 
-    def settle(self) -> list[Owed]:
-        """End the outage: return what is to be charged, and forget the shares."""
-        owed = [Owed(*of, units) for of, units in self._owed.items()]
-        self._shares, self._admitted, self._owed = {}, {}, {}
-        return owed
+    def settle(self, account_id: str) -> list[Owed]:
+        """End an account's outage: return what is to be charged, and forget its shares."""
+        self._shares.pop(account_id, None)
+        return [Owed(account_id, *each) for each in self._owed.pop(account_id, {}).items()]
 
-    async def _begin(self, charge: Charge) -> None:
-        missing = [each for each in charge.counters if each.id not in self._shares]
-        if not missing:
-            return
-        durable = [each.id for each in missing if outlives_its_store(each.limit)]
-        marks = await self._marks(durable) if durable else {}
-        now = self._clock.now()
-        seen = self._seen.get(charge.key_id)
-        for each in missing:
-            state = up_to_now(each, None, now)
-            if each.id in marks:
-                state = restored(each, marks[each.id].state, marks[each.id].ahead, now)
-            used = _used(each.limit, seen, now)
-            if used > state.used:
-                state = add(state, used - state.used)
-            self._shares.setdefault(each.id, _Share(each, state, now))
+    async def _begin(self, account_id: str, counters: Sequence[Counter]) -> None:
+        while missing := [each for each in counters if each.id not in self._shares.get(account_id, {})]:
+            durable = [each.id for each in missing if outlives_its_store(each.limit)]
+            marks = await self._marks(durable) if durable else {}
+            now = self._clock.now()
+            of_account = self._shares.setdefault(account_id, {})  # only now: it may have been settled meanwhile
+            for each in missing:
+                state = up_to_now(each, None, now)
+                if each.id in marks:
+                    state = restored(each, marks[each.id].state, marks[each.id].ahead, now)
+                used = _used(each.limit, self._seen.get(each.id), now)
+                if used > state.used:
+                    state = add(state, used - state.used)
+                of_account.setdefault(each.id, _Share(each, state, now))
 
     async def _marks(self, counter_ids: Sequence[str]) -> Mapping[str, Reserved]:
         """Return the marks; with the database away too, none: what was seen last is all that is known."""
@@ -169,10 +181,12 @@ class Shares:
             load.add_done_callback(lambda late: late.cancelled() or late.exception())  # seen
             return {}
 
-    def _standings(self, counters: Iterable[Counter], now: int) -> tuple[Standing, ...]:
+    def _standings(
+        self, of_account: Mapping[str, _Share], counters: Iterable[Counter], now: int
+    ) -> tuple[Standing, ...]:
         told = []
         for each in counters:
-            share = self._shares[each.id]
+            share = of_account[each.id]
             amount = share.counter(each, self._processes, now).limit.amount
             left = 0 if amount is None else max(0, amount - share.state.used)
             ends = share.state.end if isinstance(share.state, Span) and share.state.used else None
@@ -182,11 +196,9 @@ class Shares:
 
 def _used(limit: Limit, seen: _Seen | None, now: int) -> int:
     """Return how much of ``limit`` the counters' store said was used, if that still counts."""
-    if seen is None or limit.amount is None:
+    if seen is None or limit.amount is None or seen.standing.limit != limit:
         return 0
     if isinstance(limit.per, Rolling) and not 0 <= now - seen.time <= limit.per.window:
         return 0
-    for standing in seen.standings:
-        if standing.limit == limit and not (standing.reset_time is not None and standing.reset_time <= now):
-            return limit.amount - standing.remaining
-    return 0
+    reset_time = seen.standing.reset_time
+    return 0 if reset_time is not None and reset_time <= now else limit.amount - seen.standing.remaining

@@ -137,7 +137,9 @@ async def test_a_revoked_token_is_known_for_a_second_at_most() -> None:
     world = World()
     world.tokens.gate = asyncio.Event()
     slow = asyncio.create_task(world.caller())
-    await asyncio.sleep(0)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert world.tokens.reads == 1
     world.tokens.token = replace(TOKEN, revoke_time=1)
     world.seconds = 100.9
     world.tokens.gate.set()
@@ -230,3 +232,39 @@ async def test_a_known_token_goes_on_while_the_database_is_away(*, frozen: bool)
         await world.shared(f"Bearer {new_secret(TOKEN_PREFIX)}")
     with pytest.raises(UnavailableError):
         await world.caller()
+
+
+async def test_a_token_that_was_not_confirmed_of_late_does_not_go_on() -> None:
+    """It may have been revoked while it was not used here; nor does one whose own reads fail while others' do not."""
+    world = World()
+    header = f"Bearer {SECRET}"
+    await world.shared(header)
+    world.seconds += 60
+    world.freshness.read(world.seconds, {})
+    world.tokens.broken = True
+    with pytest.raises(UnavailableError):
+        await world.shared(header)
+    world.freshness.lost()
+    with pytest.raises(UnavailableError):
+        await world.shared(header)
+
+
+async def test_a_flood_of_unknown_tokens_has_the_database_one_at_a_time() -> None:
+    """What waits is bounded, the rest is undecided at once; a known token does not wait behind it."""
+    world = World()
+    await world.caller()
+    world.tokens.gate = asyncio.Event()
+    flood = [asyncio.create_task(world.authenticate(f"Bearer {new_secret(TOKEN_PREFIX)}")) for _ in range(500)]
+    await asyncio.sleep(0.01)
+    assert (world.tokens.reads, (await world.caller()).token_id) == (2, "t1")
+    world.tokens.gate.set()
+    kinds = {type(each) for each in await asyncio.gather(*flood, return_exceptions=True)}
+    assert kinds == {UnavailableError, UnauthenticatedError}
+    assert world.tokens.reads <= 102
+
+
+async def test_many_calls_with_a_token_that_is_not_known_yet_read_it_once() -> None:
+    """A server that has just started refuses nobody for that."""
+    world = World()
+    callers = await asyncio.gather(*(world.caller() for _ in range(500)))
+    assert ({each.token_id for each in callers}, world.tokens.reads) == ({"t1"}, 1)

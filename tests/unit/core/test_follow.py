@@ -177,3 +177,29 @@ async def test_epochs_that_were_read_are_known_for_ever() -> None:
     world.database.news = {"acme": 4, "other": 2}
     await world.poll_at(0.5)
     assert [world.freshness.newest(each) for each in ("acme", "other", "nobody")] == [5, 2, 0]
+
+
+async def test_a_fault_ends_no_following() -> None:
+    """Whatever a poll raises, the next one comes; meanwhile the database counts as away; it is told once."""
+    world = World()
+    faults: list[Exception] = []
+    broken, well = asyncio.Event(), asyncio.Event()
+
+    async def since(moment: int | None) -> News:
+        if len(faults) < 1 or not broken.is_set():
+            broken.set()
+            raise RuntimeError("permission denied")
+        asyncio.get_running_loop().call_soon(well.set)
+        return News({}, 1)
+
+    world.database.since = since  # type: ignore[method-assign]
+    following = asyncio.create_task(world.follow.run(faults.append))
+    await broken.wait()
+    await asyncio.sleep(0.01)
+    assert (world.told, len(faults)) == ([False], 1)
+    async with asyncio.timeout(5):
+        await well.wait()
+    assert world.told == [False, True]
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    assert len(faults) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,6 +13,7 @@ from formgate_server.core.freshness import Freshness
 from formgate_server.core.limits import Counter, State, add, up_to_now
 from formgate_server.core.model import Calendar, Holder, Limit, Period, Rolling, WhenDegraded
 from formgate_server.core.ports import Charge, Charged, ChargeResult, EpochMoved, News, Reserved
+from formgate_server.storage import degraded
 from formgate_server.storage.degraded import CoalescedEpochs, DegradedLimiter
 from formgate_server.storage.memory.counters import MemoryReservations
 from formgate_server.storage.memory.limiter import MemoryLimiter
@@ -28,9 +29,13 @@ class Redis(MemoryLimiter):
 
     error: UnavailableError | None = None
     charges_all_the_same = False
+    failing: Collection[str] = ()
+    """The accounts whose answers are lost."""
 
     async def charge(self, charge: Charge) -> ChargeResult:
         """See ``Limiter``."""
+        if charge.account_id in self.failing:
+            raise LostAnswerError("lost")
         if self.error is not None:
             if self.charges_all_the_same:
                 await super().charge(charge)
@@ -90,8 +95,14 @@ class World:
         self.freshness = Freshness(lambda: self.seconds, max_staleness=30, database_grace=600)
         self.shares = Shares(self.clock, self.marks, processes)
         self.told: list[bool] = []
+        self.lost: list[int] = []
         self.limiter = DegradedLimiter(
-            self.redis, self.shares, self.database, self.freshness, on_degraded=self.told.append
+            self.redis,
+            self.shares,
+            self.database,
+            self.freshness,
+            on_degraded=self.told.append,
+            on_lost=self.lost.append,
         )
 
     async def begin(self) -> World:
@@ -107,15 +118,24 @@ class World:
         """Charge what a check of a key does."""
         return await self.limiter.charge(Charge("acme", epoch, key, counters or (RATE,), cost, request_id))
 
+    async def healed(self) -> None:
+        """Wait until nothing is degraded any more."""
+        async with asyncio.timeout(5):
+            while (healing := self.limiter._healing) is not None:
+                await asyncio.wait({healing}, timeout=1)
+
     def take_redis_away(self, *, lost: bool = False) -> None:
         """Let it answer no more."""
         self.redis.error = LostAnswerError("lost") if lost else CountersUnavailableError("away")
 
 
 @pytest.fixture
-async def world() -> World:
-    """Two stores that answer."""
-    return await World().begin()
+async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """Two stores that answer; what heals looks every hundredth of a second."""
+    monkeypatch.setattr(degraded, "_RETRY_SECONDS", 0.01)
+    made = await World().begin()
+    yield made
+    await made.limiter.close()
 
 
 def admitted(outcome: ChargeResult) -> bool:
@@ -251,8 +271,7 @@ async def test_back_again_what_was_let_through_is_charged_once(world: World) -> 
     for _ in range(7):
         await world.charge(1, RATE, DAILY)
     world.redis.error = None
-    await world.charge(0, RATE, DAILY)
-    await _settled()
+    await world.healed()
     for _ in range(2):
         told = await world.charge(0, RATE, DAILY)
         assert isinstance(told, Charged)
@@ -266,8 +285,7 @@ async def test_what_may_have_been_charged_is_not_charged_again(world: World) -> 
     world.redis.charges_all_the_same = True
     assert admitted(await world.charge(5))
     world.redis.error = None
-    await world.charge(0)
-    await _settled()
+    await world.healed()
     told = await world.charge(0)
     assert isinstance(told, Charged)
     assert told.standings[0].remaining == 95
@@ -319,6 +337,73 @@ async def test_no_error_of_a_store_is_taken_for_a_yes(world: World) -> None:
         await world.charge()
 
 
-async def _settled() -> None:
-    for _ in range(50):
+async def test_what_is_well_elsewhere_ends_no_outage(world: World) -> None:
+    """One account's counters fail, another's do not: its share is one share, however often the others go through."""
+    world.redis.failing = {"acme"}
+    outcomes = []
+    for _ in range(150):
+        outcomes.append(await world.charge())
+        await world.limiter.charge(Charge("other", 1, "k9"))
         await asyncio.sleep(0)
+    assert sum(map(admitted, outcomes)) == 50
+    assert world.told == [True]
+
+
+async def test_a_charge_under_way_at_recovery_is_owed_too(world: World) -> None:
+    """It waited for its epoch while its account was settled: it is charged all the same, and begins no old share."""
+    world.take_redis_away()
+    world.database.gate.clear()
+    late = [asyncio.create_task(world.charge()) for _ in range(5)]
+    await asyncio.sleep(0.01)
+    world.redis.error = None
+    await asyncio.sleep(0.01)
+    world.database.gate.set()
+    assert all(map(admitted, await asyncio.gather(*late)))
+    await world.healed()
+    told = await world.charge(0)
+    assert isinstance(told, Charged)
+    assert (told.standings[0].remaining, told.degraded) == (95, False)
+
+
+async def test_it_heals_without_traffic(world: World) -> None:
+    """What is owed is charged though nobody checks any more; then it is told."""
+    world.take_redis_away()
+    await world.charge(5)
+    world.redis.error = None
+    await world.healed()
+    assert await world.redis.look("acme", [RATE]) == (
+        (await world.redis.look("acme", [RATE]))[0]._replace(remaining=95),
+    )
+    assert world.told == [True, False]
+
+
+async def test_what_is_owed_is_charged_at_the_end(world: World) -> None:
+    """A server that stops pays if it can; else it says what is lost."""
+    world.take_redis_away()
+    await world.charge(5)
+    world.redis.error = None
+    await world.limiter.close()
+    assert (await world.redis.look("acme", [RATE]))[0].remaining == 95
+    world.take_redis_away()
+    await world.charge(7)
+    await world.limiter.close()
+    assert world.lost == [7]
+
+
+async def test_an_accounts_last_word_is_that_of_any_of_its_keys(world: World) -> None:
+    """What one key was told of the account's limit is known of it."""
+    shared = DAILY._replace(limit=replace(DAILY.limit, amount=100), id="acme/shared")
+    await world.charge(1, shared, key="k1")
+    await world.charge(99, shared, key="k2")
+    world.take_redis_away()
+    assert not admitted(await world.charge(1, shared, key="k1"))
+
+
+async def test_admissions_of_an_outage_are_remembered_for_a_minute(world: World) -> None:
+    """Not for ever: an outage of hours may not fill the memory."""
+    world.take_redis_away()
+    open_ = RATE._replace(limit=replace(RATE.limit, when_degraded=WhenDegraded.ALLOW))
+    for number in range(1_000):
+        world.clock.time += MINUTE // 100
+        await world.charge(1, open_, request_id=f"r{number}")
+    assert len(world.shares._admitted) <= 101

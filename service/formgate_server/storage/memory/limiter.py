@@ -43,7 +43,7 @@ from formgate_server.storage.mark_writer import MarkWriter
 REMEMBERED = 60 * 1_000_000
 """How long an admission's request_id is remembered, in microseconds."""
 
-ADJUSTED = 24 * 60 * 60 * 1_000_000
+ADJUSTED = 60 * 60 * 1_000_000
 """How long the name of an adjustment is remembered, in microseconds."""
 
 _MARKS_A_WRITE = 5_000

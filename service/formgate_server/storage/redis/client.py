@@ -34,7 +34,7 @@ class RedisClient(Protocol):
         """Run a script on the primary that has the hash tag ``slot``, which MUST be that of all keys.
 
         Raises StoreUnavailable when nothing happened: it was not sent, or was refused; LostAnswer when it was sent and
-        its answer never came: it may have been run; ScriptFailed, a LostAnswer, when the script itself broke off. None
+        its answer never came: it may have been run; ScriptFailed when the script itself broke off. None
         of them later than ``timeout``. ``repeatable``: running it twice does no harm, so it may be sent again after a
         lost answer.
         """

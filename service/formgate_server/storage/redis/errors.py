@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from formgate_server.core.errors import CountersUnavailableError, LostAnswerError
+from formgate_server.core.errors import CountersUnavailableError, LostAnswerError, UnavailableError
 
 
 class StoreUnavailable(CountersUnavailableError):  # noqa: N818 - it says what is so; the base says that it is an error
@@ -23,5 +23,15 @@ class LostAnswer(StoreUnavailable, LostAnswerError):  # noqa: N818 - as above
     """It was sent and its answer never came: it may have been run."""
 
 
-class ScriptFailed(LostAnswer):
-    """It was answered by an error in the middle of it: what it did before that is done. A fault of ours."""
+class ScriptFailed(UnavailableError):  # noqa: N818 - as above
+    """It was answered by an error in the middle of it: what it did before that is done. A fault of ours.
+
+    The store is there, so nothing goes on as if it were not: whoever asked is told that nothing is decided.
+    """
+
+    def __init__(self, detail: str) -> None:
+        super().__init__("The store of the counters can not do this.")
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail

@@ -40,7 +40,7 @@ from formgate_server.storage.redis.plan import (
 
 _REMEMBERED = 60_000
 """How long an admission's request_id is remembered, in milliseconds."""
-_ADJUSTED = 24 * 60 * 60 * 1_000
+_ADJUSTED = 60 * 60 * 1_000
 """How long the name of an adjustment is remembered, in milliseconds."""
 _CHECKS_A_CALL = 64
 """So that Redis is never held for long."""

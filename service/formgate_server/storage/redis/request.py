@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast
 
 import hiredis
 
+from formgate_server.core.errors import UnavailableError
 from formgate_server.storage.redis.connection import GRACE, Connection
 from formgate_server.storage.redis.errors import LostAnswer, StoreUnavailable
 from formgate_server.storage.redis.script import Script
@@ -139,12 +140,12 @@ class Request:
             LostAnswer("no answer in time") if self.via is not None else StoreUnavailable("no connection in time")
         )
 
-    def fail(self, error: StoreUnavailable) -> None:
+    def fail(self, error: UnavailableError) -> None:
         """End without a result: by a LostAnswer, whatever the error is, where it may have been run before."""
         if self._expiry is not None:
             self._expiry.cancel()
         if not self.future.done():
-            if self.may_have_run and not isinstance(error, LostAnswer):
+            if self.may_have_run and isinstance(error, StoreUnavailable) and not isinstance(error, LostAnswer):
                 error = LostAnswer(error.detail)
             self.future.set_exception(error)
 
