@@ -189,7 +189,7 @@ async def test_a_fault_ends_no_following() -> None:
         if len(faults) < 1 or not broken.is_set():
             broken.set()
             raise RuntimeError("permission denied")
-        asyncio.get_running_loop().call_soon(well.set)
+        asyncio.get_running_loop().call_later(0.01, well.set)
         return News({}, 1)
 
     world.database.since = since  # type: ignore[method-assign]
