@@ -29,6 +29,7 @@ from formgate_server.core.manage_members import ManageMembers
 from formgate_server.core.manage_tokens import ManageTokens
 from formgate_server.core.policy import Policies
 from formgate_server.core.ports import Clock, Registry, UsageLedger
+from formgate_server.core.prune import DAY, LONGEST_MONTH, Keep, OnProgress, Prune
 from formgate_server.core.read_account import ReadAccount
 from formgate_server.core.read_keys import ReadKeys
 from formgate_server.core.record_usage import RecordUsage
@@ -36,6 +37,7 @@ from formgate_server.core.reveal_key import RevealKey
 from formgate_server.core.rotate_key import RotateKey
 from formgate_server.core.secrets import TOKEN_PREFIX, Peppers, new_secret
 from formgate_server.core.set_key_state import SetKeyState
+from formgate_server.core.settle import Settle
 from formgate_server.core.update_key import UpdateKey
 from formgate_server.core.verify_audit import Findings, verify
 from formgate_server.policies.policy import PolicyError, load
@@ -55,6 +57,7 @@ from formgate_server.storage.sql.epochs import SqlEpochs
 from formgate_server.storage.sql.fingerprints import Fingerprints
 from formgate_server.storage.sql.keys import SqlKeyStore
 from formgate_server.storage.sql.parts import UnfitDatabaseError
+from formgate_server.storage.sql.postgres import SMALLEST_POOL
 from formgate_server.storage.sql.registry import SqlRegistry
 from formgate_server.storage.sql.trail import Trail
 from formgate_server.storage.sql.usage import SqlUsageLedger
@@ -200,8 +203,7 @@ async def _start(
     last_used = LastUsed()
     pulse = await stack.enter_async_context(_pulse(last_used, stores.registry))
     check_key = CheckKey(finder, limiter, policies, clock, last_used)
-    record_usage = RecordUsage(stores.usage, stores.registry, limiter, policies, clock)
-    stack.push_async_callback(record_usage.finish)
+    record_usage = await _usage(stack, settings, stores, truth.database, policies, clock)
     authorization = AuthorizationServicer(check_key, record_usage)
     keys = KeyServicer(
         create=CreateKey(changes, policies, keeper),
@@ -235,6 +237,75 @@ def _start_http(stack: AsyncExitStack, address: str, pulse: _Pulse) -> str:
     http = HttpServer(host.strip("[]"), int(port), live=pulse.beats, ready=pulse.ready)
     stack.callback(http.close)
     return f"{host}:{http.port}"
+
+
+async def _usage(  # noqa: PLR0913, PLR0917 - what usage goes through
+    stack: AsyncExitStack, settings: Settings, stores: _Stores, database: Database, policies: Policies, clock: Clock
+) -> RecordUsage:
+    """Return what records usage, and start its jobs: what is owed is settled, what is old is deleted."""
+    settle = Settle(stores.usage, stores.counters.limiter, policies)
+    prune = Prune(stores.usage, SqlEpochs(database), SqlReservations(database), clock, _keep(settings))
+    for job in (settle.run(_tell_owed), prune.run(_tell_pruned)):
+        stack.push_async_callback(_end, asyncio.create_task(job))
+    record_usage = RecordUsage(stores.usage, settle, policies, clock)
+    stack.push_async_callback(record_usage.finish)
+    return record_usage
+
+
+def _keep(settings: Settings) -> Keep:
+    return Keep(settings.usage_days * DAY, settings.usage_months * LONGEST_MONTH)
+
+
+async def _end(job: asyncio.Task[None]) -> None:
+    job.cancel()
+    await asyncio.gather(job, return_exceptions=True)
+
+
+def _tell_owed(trouble: Exception | None) -> None:
+    if trouble is None:
+        _log.info("what usage records owe is charged again")
+    else:
+        _log.warning(
+            "what usage records owe can not be charged for now; it is tried again", error=type(trouble).__name__
+        )
+
+
+def _tell_pruned(ended: dict[str, int] | Exception) -> None:
+    if isinstance(ended, Exception):
+        _log.warning("old usage could not be deleted; it is tried again in an hour", error=type(ended).__name__)
+    elif any(ended.values()):
+        _log.info("deleted what is old", **ended)
+
+
+async def prune(settings: Settings, batch: int, on_progress: OnProgress | None) -> dict[str, int]:
+    """Delete old usage, or only count it where ``on_progress`` is None. Raises StartError where that can not be.
+
+    The embedded default's folder is locked meanwhile: the server that uses it deletes by itself.
+    """
+    with _explained():
+        async with AsyncExitStack() as stack:
+            if settings.database_url is not None:
+                url: str | URL = settings.database_url.get_secret_value()
+            else:
+                url = stack.enter_context(closing(_folder_alone(settings))).database_url()
+            database = open_database(url, pool=SMALLEST_POOL)
+            stack.push_async_callback(database.close)
+            await migrate.check(database)
+            ledger, epochs, reservations = SqlUsageLedger(database), SqlEpochs(database), SqlReservations(database)
+            old = Prune(ledger, epochs, reservations, SystemClock(), _keep(settings), batch)
+            return await (old.count() if on_progress is None else old(on_progress))
+
+
+def _folder_alone(settings: Settings) -> DataFolder:
+    """Lock the embedded default's folder, which must be there. Raises StartError."""
+    if not (settings.data / "formgate.db").exists():
+        message = f"there is no database {settings.data.absolute() / 'formgate.db'}"
+        raise StartError(message)
+    try:
+        return DataFolder(settings.data)
+    except DataFolderError as error:
+        message = f"{error}; a running server deletes old usage by itself, every hour"
+        raise StartError(message) from error
 
 
 async def _embedded(stack: AsyncExitStack, settings: Settings) -> _Truth:

@@ -15,7 +15,8 @@ import uvloop
 from pydantic import SecretStr
 
 from formgate_server import log, metrics
-from formgate_server.bootstrap import Addresses, StartError, build, upgrade_database
+from formgate_server.bootstrap import Addresses, StartError, build, prune, upgrade_database
+from formgate_server.core.prune import OnProgress
 from formgate_server.settings import Settings
 from formgate_server.wire.http import HttpServer
 from formgate_server.workers.port import reserved
@@ -44,6 +45,11 @@ def serve(settings: Settings) -> int:
 def migrate(settings: Settings) -> None:
     """Bring the database to this version. Raises StartError where that can not be."""
     uvloop.run(upgrade_database(settings))
+
+
+def prune_usage(settings: Settings, batch: int, on_progress: OnProgress | None) -> dict[str, int]:
+    """Delete old usage, or only count it where ``on_progress`` is None. Raises StartError where that can not be."""
+    return uvloop.run(prune(settings, batch, on_progress))
 
 
 async def _serve(settings: Settings) -> None:

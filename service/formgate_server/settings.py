@@ -90,6 +90,13 @@ class Settings(BaseSettings):
         default=200, description="How often a process looks in the database for keys that there are not."
     )
 
+    usage_days: Annotated[int, Field(ge=35, le=36_500)] = Field(
+        default=35, description="How many days usage records are kept; their sums are kept longer."
+    )
+    usage_months: Annotated[int, Field(ge=3, le=1_200)] = Field(
+        default=25, description="How many months the hourly sums of usage are kept."
+    )
+
     @model_validator(mode="after")
     def _loopback_only(self) -> Settings:
         for name in ("listen", "http"):

@@ -965,7 +965,7 @@ async def test_an_overdraft_of_degraded_times_is_caught_up_too(world: World) -> 
 
 async def test_a_database_that_hangs_is_waited_for_no_longer_than_so(world: World) -> None:
     """Then checks go on, degraded; when the write comes through at last the marks hold and all is well."""
-    limiter = world.start(patience=0.001)
+    limiter = world.start(patience=0.001 if world.client is None else 0.5)  # of that, Redis takes a part
     await seed(limiter)
     limits = (counter(amount=1_000, per=DAILY),)
     world.marks.gate = asyncio.Event()

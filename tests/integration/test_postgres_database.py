@@ -21,6 +21,7 @@ from formgate_server.core.model import UsageOutcome
 from formgate_server.storage.sql import migrate, postgres
 from formgate_server.storage.sql.engine import Database, open_database
 from formgate_server.storage.sql.fingerprints import Fingerprints
+from formgate_server.storage.sql.parts import UnfitDatabaseError
 from formgate_server.storage.sql.trail import Trail
 from tests.support.changing import AWAY, all_ways, cancelled_at, change, epoch_of, fill
 from tests.support.postgres import PostgresServer
@@ -432,7 +433,7 @@ async def test_ended_by_an_administrator(url: URL, database: Database, postgres_
 async def test_how_a_session_is_set(database: Database) -> None:
     """Nothing is waited for without an end, what is committed is on disk, and READ COMMITTED is what the locks need."""
     wanted = {
-        "synchronous_commit": "off",  # as this quick server is set, and we leave it
+        "synchronous_commit": "on",
         "statement_timeout": "5s",
         "lock_timeout": "4s",
         "idle_in_transaction_session_timeout": "10s",
@@ -445,6 +446,16 @@ async def test_how_a_session_is_set(database: Database) -> None:
             assert (await connection.execute(text(f"SHOW {name}"))).scalar_one() == value
     async with database.reading() as connection:
         assert (await connection.execute(text("SHOW default_transaction_read_only"))).scalar_one() == "on"
+
+
+async def test_a_database_that_forgets_is_refused(url: URL, postgres_server: PostgresServer) -> None:
+    """Where a commit is acknowledged before it is written, what was acknowledged could be lost."""
+    async with opened(url) as database:
+        await migrate.check(database)
+    await postgres_server.execute(f"ALTER DATABASE {url.database} SET synchronous_commit = off")
+    async with opened(url) as database:
+        with pytest.raises(UnfitDatabaseError, match="synchronous_commit"):
+            await migrate.check(database)
 
 
 async def test_a_reader_can_not_write(database: Database) -> None:

@@ -12,6 +12,7 @@ import pytest
 from formgate_server.storage.redis.client import connect
 from formgate_server.storage.redis.errors import LostAnswer, StoreUnavailable
 from formgate_server.storage.redis.preflight import preflight
+from tests.support.proxy import Proxy
 from tests.support.redis import RedisServer, Sentinels
 from tests.support.redis_client import COUNT, TIMEOUT, States, Tally, connected, count, heals, until
 
@@ -114,16 +115,21 @@ async def test_no_sentinel_knows_the_service(primary: RedisServer, tmp_path: Pat
 # Answers that wait for replicas.
 
 
-async def test_an_answer_counts_when_a_replica_has_it(primary: RedisServer, replica: RedisServer) -> None:
-    """With a replica to wait for, whatever was answered is there on the replica at that moment."""
-    async with connected(primary.url(), wait_replicas=1) as client:
-        await count(client)
-        for _ in range(5):
-            under_way = [client.run_soon(COUNT, "a", [KEY], [each], repeatable=False) for each in range(100)]
-            last = await under_way[-1]
-            assert int(replica.do("GET", KEY)) >= last[0]
-            assert [int((await each)[1]) for each in under_way] == list(range(100))
-        assert await client.command("PING") == b"PONG"
+async def test_an_answer_counts_when_a_replica_has_it(primary: RedisServer, tmp_path: Path) -> None:
+    """With a replica to wait for, one that lags, whatever was answered is there on the replica at that moment."""
+    with (
+        Proxy(primary.port) as lag,
+        RedisServer(tmp_path / "replica", replica_of=lag) as replica,
+    ):
+        async with connected(primary.url(), wait_replicas=1, timeout=2) as client:
+            await count(client)
+            lag.delay = 0.03
+            for _ in range(5):
+                under_way = [client.run_soon(COUNT, "a", [KEY], [each], repeatable=False) for each in range(100)]
+                first = await under_way[0]
+                assert int(replica.do("GET", KEY)) >= first[0]
+                assert [int((await each)[1]) for each in under_way] == list(range(100))
+            assert await client.command("PING") == b"PONG"
 
 
 async def test_an_answer_does_not_count_without_a_replica(primary: RedisServer, replica: RedisServer) -> None:

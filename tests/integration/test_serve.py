@@ -8,15 +8,17 @@ import socket
 import sqlite3
 import stat
 import subprocess
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -34,6 +36,7 @@ from formgate.v1.resources_pb2 import CALENDAR_DAY, CALENDAR_MONTH, HOLDER_ACCOU
 from tests.support.client import Client
 from tests.support.clock import noon_zone
 from tests.support.server import COMMAND, Server, clean_environment, eventually
+from tests.support.workers import SupervisedServer
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -41,11 +44,18 @@ LISTEN_ANYWHERE = "0.0.0.0:0"
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
     """A server that is not started yet, and that does not outlive the test."""
-    made = Server(tmp_path / "a")
+    kind: type[Server] = getattr(request, "param", Server)
+    made = kind(tmp_path / "a")
     yield made
     made.kill()
+
+
+supervised_too = pytest.mark.parametrize(
+    "server", [Server, SupervisedServer], indirect=True, ids=["alone", "supervised"]
+)
+"""What a user sees is the same where a supervisor runs a worker that serves."""
 
 
 @contextmanager
@@ -87,6 +97,7 @@ def new_key(manager: Client) -> CreateKeyResponse:
 # ------------------------------------------------------------------------------------------------------------- starting
 
 
+@supervised_too
 def test_on_ready_it_prints_one_line_with_its_addresses(server: Server) -> None:
     """Nothing else, and both addresses answer at once."""
     with server:
@@ -99,6 +110,7 @@ def test_on_ready_it_prints_one_line_with_its_addresses(server: Server) -> None:
     assert server.stdout.read_text().count("\n") == 1
 
 
+@supervised_too
 def test_it_answers_probes_and_metrics(server: Server) -> None:
     """Livez, readyz and metrics over HTTP, without a token; nothing else is there. Metrics hold no secret."""
     with server:
@@ -184,6 +196,7 @@ def test_a_second_server_on_the_same_folder_is_refused(server: Server) -> None:
     second.stop()
 
 
+@supervised_too
 @pytest.mark.parametrize(
     "option",
     [
@@ -203,6 +216,7 @@ def test_a_port_that_is_taken_is_refused(server: Server, option: str) -> None:
     server.stop()
 
 
+@supervised_too
 def test_a_port_of_another_formgate_is_not_shared_with_it(server: Server) -> None:
     """Two servers on one port would each count half: the second is refused."""
     with server:
@@ -210,6 +224,7 @@ def test_a_port_of_another_formgate_is_not_shared_with_it(server: Server) -> Non
         assert server.address in refused(second)
 
 
+@supervised_too
 def test_a_missing_pepper_is_not_made_anew(server: Server) -> None:
     """Every key would be unknown: it says which file to put back, and with that all is as before."""
     with server, client(server) as manager:
@@ -257,20 +272,43 @@ def test_beyond_loopback_it_wants_to_be_told(server: Server, option: str) -> Non
     server.stop()
 
 
+@pytest.mark.parametrize("missing", ["FORMGATE_REDIS_URL", "FORMGATE_DATABASE_URL", "both"])
+def test_workers_that_would_count_apart_are_refused(server: Server, missing: str) -> None:
+    """Without Redis, or on a folder, each would have the whole limits for itself: it says what to give, and why."""
+    urls = {"FORMGATE_DATABASE_URL": "postgresql://u:hunter2@127.0.0.1:1/x", "FORMGATE_REDIS_URL": "redis://:hunter2@x"}
+    given = {} if missing == "both" else {name: url for name, url in urls.items() if name != missing}
+    server.environment |= given | {"FORMGATE_WORKERS": "2"}
+    said = refused(server)
+    assert "multiply the limits" in said
+    assert all((name in said) is (name not in given) for name in urls)
+    assert "hunter2" not in said
+    assert not server.data.exists()
+
+
+def test_fewer_processes_than_workers_is_wrong(server: Server) -> None:
+    """Each would take too large a share of the limits when Redis is down."""
+    server.options = ("--workers", "3", "--processes", "2")
+    assert "processes are all that share the limits" in refused(server, code=2)
+
+
 # --------------------------------------------------------------------------------------------------------------- ending
 
 
+@pytest.mark.parametrize(
+    ("server", "send"), [(Server, os.kill), (SupervisedServer, os.killpg)], indirect=["server"], ids=["alone", "all"]
+)
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_asked_to_end_it_ends_with_0(server: Server, name: str) -> None:
-    """Without a traceback, and ready for the next start."""
+def test_asked_to_end_it_ends_with_0(server: Server, send: Callable[[int, int], None], name: str) -> None:
+    """Without a traceback, and ready for the next start; also where all processes are asked, as by ctrl-C."""
     server.start()
-    server.process.send_signal(signal.Signals[name])
+    send(server.process.pid, signal.Signals[name])
     assert server.wait() == 0
     assert "Traceback" not in server.log
     server.start()
     server.stop()
 
 
+@supervised_too
 def test_sigterm_drains(server: Server) -> None:
     """A call under way ends as if nothing were, whoever watches is told, and new ones are turned away.
 
@@ -309,6 +347,26 @@ def test_sigterm_drains(server: Server) -> None:
         assert server.wait() == 0
     with server, client(server) as manager:
         assert manager(record).results[0].outcome == OUTCOME_DUPLICATE
+
+
+@supervised_too
+def test_asked_twice_it_hurries(server: Server) -> None:
+    """Calls that are still under way are broken off, and it ends with 0 all the same."""
+    server.options = ("--drain-seconds", "600")
+    server.start()
+    with server.channel() as watching:
+        health: Any = health_pb2_grpc.HealthStub(watching)
+        watched = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        assert next(watched).status == SERVING
+        server.process.terminate()
+        assert next(watched).status == NOT_SERVING
+        with pytest.raises(subprocess.TimeoutExpired):
+            server.wait(1)
+        server.process.terminate()
+        with pytest.raises(grpc.RpcError):
+            next(watched)
+        assert server.wait(20) == 0
+    assert "Traceback" not in server.log
 
 
 def test_a_drain_in_a_storm_cuts_no_call_short(server: Server) -> None:
@@ -365,4 +423,38 @@ def test_a_restart_costs_no_quota(server: Server) -> None:
         with client(server) as manager:
             looked = manager(CheckKeyRequest(key=made_key.secret, cost=0))
             assert [limit.remaining for limit in looked.limits] == [5_000 - 310] * 8
+    server.stop()
+
+
+# ---------------------------------------------------------------------------------------------------------- connections
+
+
+def test_old_connections_are_replaced_and_no_call_fails(server: Server) -> None:
+    """So that long ones find their way to new workers and replicas: here after a second, under ceaseless calls."""
+    server.options = ("--max-connection-age-seconds", "1")
+    server.start()
+    with client(server) as manager:
+        secret = new_key(manager).secret
+    ends = time.monotonic() + 5
+
+    def call() -> int:
+        answered = 0
+        with client(server) as checker:
+            while time.monotonic() < ends:
+                assert checker(CheckKeyRequest(key=secret)).allowed
+                answered += 1
+        return answered
+
+    ports: set[int] = set()
+    with ThreadPoolExecutor(4) as threads:
+        calls = [threads.submit(call) for _ in range(4)]
+        while time.monotonic() < ends:
+            ports |= {
+                each.raddr.port
+                for each in psutil.Process(server.process.pid).net_connections("tcp")
+                if each.status == psutil.CONN_ESTABLISHED and each.laddr.port == int(server.address.rpartition(":")[2])
+            }
+            time.sleep(0.1)
+        assert all(each.result() > 100 for each in calls)
+    assert len(ports) >= 3, "gRPC has the four share a connection, but not the same one all the time"
     server.stop()

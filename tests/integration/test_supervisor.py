@@ -32,9 +32,11 @@ Log = list[Any]
 class Workers:
     """A folder of plans, and the supervisor of the workers that follow them."""
 
-    def __init__(self, folder: Path, number: int, times: Times, drain_seconds: float) -> None:
+    def __init__(
+        self, folder: Path, number: int, times: Times, drain_seconds: float, python: Path = Path(sys.executable)
+    ) -> None:
         self.folder = folder
-        command = (sys.executable, "-I", fake_worker.__file__, str(folder))
+        command = (str(python), "-I", fake_worker.__file__, str(folder))
         self.supervisor = Supervisor(command, b'"hello"', number, drain_seconds, times)
         self.announced = 0
 
@@ -68,12 +70,18 @@ def log() -> Iterator[Log]:
 
 @asynccontextmanager
 async def running(
-    folder: Path, number: int, *plans: str, times: Times = QUICK, drain_seconds: float = 30, wait: bool = True
+    folder: Path,
+    number: int,
+    *plans: str,
+    times: Times = QUICK,
+    drain_seconds: float = 30,
+    wait: bool = True,
+    python: Path = Path(sys.executable),
 ) -> AsyncIterator[tuple[Workers, asyncio.Task[None]]]:
     """Run ``number`` workers that follow ``plans`` for a while, and see that none is left."""
     for each, plan in enumerate(plans, 1):
         (folder / f"plan-{each}").write_text(plan)
-    workers = Workers(folder, number, times, drain_seconds)
+    workers = Workers(folder, number, times, drain_seconds, python)
     task = asyncio.create_task(workers.supervisor.run(workers.announce))
     try:
         if wait:
@@ -192,6 +200,22 @@ async def test_who_can_not_start_later_is_tried_again(tmp_path: Path, log: Log) 
         assert len(workers.starts(1)) == 1
     refusal = "worker 2 does not like it here"
     assert [line["why"] for line in log if line["event"] == ENDED] == ["exit code 3", refusal, "exit code 3", refusal]
+
+
+async def test_no_process_can_be_started(tmp_path: Path, log: Log) -> None:
+    """At first that ends it; later it is tried again, as whatever else keeps a worker from starting."""
+    python = tmp_path / "python"
+    workers = Workers(tmp_path, 1, QUICK, 1.0, python)
+    with pytest.raises(WorkerRefusedError, match=r"no process can be started: .*No such file"):
+        await workers.supervisor.run(workers.announce)
+    python.symlink_to(sys.executable)
+    async with running(tmp_path, 1, python=python) as (workers, _):
+        python.unlink()
+        os.kill(workers.starts(1)[0], signal.SIGKILL)
+        await workers.until(lambda: len([line for line in log if line["event"] == ENDED]) > 2)
+        assert not workers.supervisor.ready()
+        python.symlink_to(sys.executable)
+        await workers.until(workers.supervisor.ready)
 
 
 async def test_drained_they_end_and_it_does(tmp_path: Path) -> None:

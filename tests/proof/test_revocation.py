@@ -127,7 +127,8 @@ def test_a_publisher_killed(tmp_path: Path, postgres_server: PostgresServer, red
                     await decided(made, step / 8)
                     victim = servers[step % 2]
                     victim.kill()
-                    await asyncio.to_thread(victim.start)
+                    victim.spawn()  # here: a process ends with the thread that started it
+                    await asyncio.to_thread(victim.wait_until_ready)
                     made.readdress(step % 2, victim.address)
 
         run(test)

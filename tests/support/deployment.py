@@ -49,8 +49,14 @@ class Deployment:
         for name, text in (policies or {}).items():
             (folder / "policies" / f"{name}.toml").write_text(text)
         self._settings = {f"FORMGATE_{name.upper()}": str(value) for name, value in settings.items()}
-        self.database = asyncio.run(postgres.make_database(migrated=False))
+        self.database = asyncio.run(self._make_database())
         self.migrate()
+
+    async def _make_database(self) -> URL:
+        made = await self.postgres.make_database(migrated=False)
+        # What servers ask for, though the tests' PostgreSQL is quick and careless.
+        await self.postgres.execute(f'ALTER DATABASE "{made.database}" SET synchronous_commit = on')
+        return made
 
     def _write(self, name: str, line: str) -> None:
         file = self.folder / name
@@ -98,7 +104,8 @@ class Deployment:
                 for server in running:
                     server.process.terminate()
                 codes = [server.wait() for server in running]
-                assert codes == [0] * len(running), "\n".join(server.log for server in running)
+                told = "\n".join(server.log[-4_000:] for server in running)
+                assert codes == [0] * len(running), f"they ended with {codes}\n{told}"
         finally:
             for server in self.servers:
                 server.kill()

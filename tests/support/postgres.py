@@ -57,7 +57,7 @@ _START_SECONDS = 30.0
 _TEMPLATE = "formgate_template"
 # A process that is killed loses nothing that the kernel has; only a machine that is lost does, and no test does that.
 _UNSYNCED = ("fsync=off",)
-_QUICK = ("full_page_writes=off", "synchronous_commit=off", "autovacuum=off")
+_QUICK = ("full_page_writes=off", "autovacuum=off")
 _SMALL = ("shared_buffers=16MB", "max_wal_senders=0", "wal_level=minimal", "dynamic_shared_memory_type=posix")
 
 
@@ -135,7 +135,7 @@ def _reachable(folder: Path) -> Path:
 
 
 class PostgresServer:
-    """A folder with a cluster, and its server, if it runs. ``durable``: what it acknowledges survives `kill -9`."""
+    """A folder with a cluster, and its server, if it runs. ``durable``: its files are whole after `kill -9`."""
 
     def __init__(self, *options: str, durable: bool = False) -> None:
         """Take settings, each ``name=value``, that win over the usual ones."""

@@ -8,6 +8,7 @@
         proxy.pass_on()                 # all is well again (what was stalled is lost, as are its connections)
         proxy.swallow_answers()         # requests arrive, answers do not
         proxy.truncate_answers(100)     # after that many bytes of answers, cut
+        proxy.truncate_requests(100)    # the same the other way
         proxy.cut()                     # reset all connections; new ones are taken
         proxy.refuse()                  # cut, and take none until pass_on()
 
@@ -50,6 +51,7 @@ class Proxy:
         self._stalled = False
         self._swallowing = False
         self._answers_left: int | None = None
+        self._requests_left: int | None = None
 
     # Faults.
 
@@ -73,11 +75,15 @@ class Proxy:
         """Let so many bytes of answers pass, then reset all connections, once."""
         self._answers_left = most
 
+    def truncate_requests(self, most: int) -> None:
+        """Let so many bytes of requests pass, then reset all connections, once."""
+        self._requests_left = most
+
     def pass_on(self) -> None:
         """Be well again, for new connections."""
         spoilt = self._stalled or self._swallowing
         self._stalled = self._swallowing = False
-        self._answers_left = None
+        self._answers_left = self._requests_left = None
         if spoilt:
             self.cut()
         self._run(self._listen())
@@ -153,8 +159,8 @@ class Proxy:
                 if passed := on_pass(data):
                     sink.write(passed)
                     await sink.drain()
-                if self._answers_left == 0:
-                    self._answers_left = None
+                if 0 in (self._answers_left, self._requests_left):
+                    self._answers_left = self._requests_left = None
                     await asyncio.sleep(0.01)  # so that what passed has left
                     await self._cut()
         if not self._stalled:  # else the other side is not to know
@@ -162,7 +168,12 @@ class Proxy:
             self._writers.discard(sink)
 
     def _request(self, data: bytes) -> bytes:
-        return b"" if self._stalled else data
+        if self._stalled:
+            return b""
+        if self._requests_left is not None:
+            data = data[: self._requests_left]
+            self._requests_left -= len(data)
+        return data
 
     def _answer(self, data: bytes) -> bytes:
         if self._stalled or self._swallowing:

@@ -35,6 +35,7 @@ from redis.crc import key_slot
 
 from tests.support.certificates import Authority
 from tests.support.process import launch
+from tests.support.proxy import Proxy
 from tests.support.server import eventually
 
 _FETCHED = Path(__file__).resolve().parents[2] / ".cache" / "redis-servers"
@@ -90,7 +91,7 @@ class RedisServer:
 
     ``users`` are lines of an ACL file, such as ``user formgate on >secret ~* +@all``; the default user stays what it
     is unless one of them says otherwise; ``admin`` is who ``client`` logs in as (user, password). With an ``authority``
-    it speaks TLS only, and wants a certificate of it from every client.
+    it speaks TLS only, and wants a certificate of it from every client. It may be a replica of what is behind a proxy.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class RedisServer:
         binary: Path | None = None,
         users: Sequence[str] = (),
         admin: tuple[str, str] | None = None,
-        replica_of: RedisServer | None = None,
+        replica_of: RedisServer | Proxy | None = None,
         authority: Authority | None = None,
         sentinel_lines: Sequence[str] = (),
     ) -> None:

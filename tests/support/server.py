@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -53,6 +53,8 @@ class Server:
     ``folder`` holds the data (``data/``), what was printed (``stdout``) and the logs (``logs``); both are kept over
     restarts. ``options`` go to ``formgate serve`` after those for the folder and free ports, so that they win.
     """
+
+    command: Sequence[str | Path] = (COMMAND,)
 
     def __init__(self, folder: Path, *options: str, environment: Mapping[str, str] | None = None) -> None:
         self.folder = folder
@@ -104,11 +106,15 @@ class Server:
         served = ["serve", "--data", str(self.data), "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", *self.options]
         with self.stdout.open("ab") as stdout, self.logs.open("ab") as logs:
             self._printed_before = stdout.tell()
-            self._process = launch([COMMAND, *served], stdout=stdout, stderr=logs, environment=self.environment)
+            self._process = launch([*self.command, *served], stdout=stdout, stderr=logs, environment=self.environment)
 
     def start(self, seconds: float = 30) -> None:
         """Start the process and return when it is ready; AssertionError with its logs when it is not in time."""
         self.spawn()
+        self.wait_until_ready(seconds)
+
+    def wait_until_ready(self, seconds: float = 30) -> None:
+        """Return when a process that was spawned is ready; AssertionError with its logs when it is not in time."""
         try:
             ready = eventually(self._ready, seconds, "the server's ready line")
         except AssertionError as error:

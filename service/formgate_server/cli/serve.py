@@ -137,6 +137,18 @@ def serve(
             show_default="200",
         ),
     ] = None,
+    usage_days: Annotated[
+        int | None,
+        typer.Option(
+            "--usage-days", metavar="N", help="How many days to keep usage records, at least 35.", show_default="35"
+        ),
+    ] = None,
+    usage_months: Annotated[
+        int | None,
+        typer.Option(
+            "--usage-months", metavar="N", help="How many months to keep the sums of usage.", show_default="25"
+        ),
+    ] = None,
 ) -> None:
     """Serve: with no option, everything on this machine, in ./formgate-data.
 

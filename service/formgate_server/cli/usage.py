@@ -11,6 +11,7 @@ from formgate_server.cli import options
 from formgate_server.cli.errors import CommandError, ExitCode
 from formgate_server.cli.options import LARGEST, AccountId, FromText, Json, ToText
 from formgate_server.cli.remote import Server, remote
+from formgate_server.cli.serve import Data, settings
 
 if TYPE_CHECKING:
     from formgate_server.cli.spent import Span
@@ -144,6 +145,34 @@ def show(
         output.show(response, json, lambda answer: spent.render(answer, span))
     else:
         output.stderr().print("there is none", style="dim")
+
+
+@app.command()
+def prune(
+    *,
+    data: Data = None,
+    usage_days: Annotated[
+        int | None,
+        typer.Option("--usage-days", metavar="N", help="Keep records of so many days, at least 35.", show_default="35"),
+    ] = None,
+    usage_months: Annotated[
+        int | None,
+        typer.Option("--usage-months", metavar="N", help="Keep sums of so many months.", show_default="25"),
+    ] = None,
+    batch: Annotated[
+        int, typer.Option("--batch", metavar="N", min=1, max=100_000, help="How many to delete in a transaction.")
+    ] = 1_000,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing; say how much would go.")] = False,
+    json: Json = False,
+) -> None:
+    """Delete usage that has been kept long enough. Servers do so by themselves, every hour.
+
+    It works on the database itself: in the data folder only while no server runs there, on PostgreSQL at any time.
+    """
+    given = settings(data=data, usage_days=usage_days, usage_months=usage_months)
+    from formgate_server.cli import pruning
+
+    pruning.run(given, batch, dry_run=dry_run, json=json)
 
 
 def _span(server: Server, account_id: str, start: str, end: str, daily: bool, group_by: str) -> Span:

@@ -17,10 +17,14 @@ class Finishing:
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` and return its result; cancelled, leave it running."""
+        return await asyncio.shield(self.start(work))
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin ``work``."""
         task = asyncio.ensure_future(work)
         self._running.add(task)
         task.add_done_callback(self._finished)
-        return await asyncio.shield(task)
+        return task
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)

@@ -450,8 +450,36 @@ class KeyOwner(NamedTuple):
     policy: str
 
 
+class KeyHolder(NamedTuple):
+    """A key and its account."""
+
+    key: Key
+    account: Account
+
+
+class Owed(NamedTuple):
+    """What an accepted record wants charged to its key (0: nothing) or given back (empty: nothing)."""
+
+    account_id: str
+    record_id: str
+    key_id: str
+    charge_units: int
+    refund_request_id: str
+
+
+def owes(record: UsageRecord) -> bool:
+    """Tell whether a record wants anything charged or given back."""
+    return bool(record.charge_units or record.refund_request_id)
+
+
+def owed(entry: UsageEntry) -> Owed:
+    """Return what an accepted record owes."""
+    record = entry.record
+    return Owed(entry.account_id, record.record_id, record.key_id, record.charge_units or 0, record.refund_request_id)
+
+
 class UsageLedger(Protocol):
-    """What was consumed."""
+    """What was consumed, and what of it is still to be charged."""
 
     async def owners(self, key_ids: Collection[str]) -> Mapping[str, KeyOwner]:
         """Return whose these keys are; unknown ones are left out."""
@@ -462,8 +490,39 @@ class UsageLedger(Protocol):
 
         Returns for each, in order: ACCEPTED; DUPLICATE where its (account_id, record_id) is there with the same
         content, CONFLICT with another, a record earlier in ``entries`` included. Durable when this returns. A tag has
-        sums for its first 1,000 values of an account's hour, and for ``__other__``.
+        sums for its first 1,000 values of an account's hour, and for ``__other__``. What accepted records say of
+        ``charge_units`` and ``refund_request_id`` is ``pending`` from the same transaction on.
         """
+        ...
+
+    async def holders(self, key_ids: Collection[str]) -> Mapping[str, KeyHolder]:
+        """Return these keys, revoked ones too, with their accounts; deleted and unknown ones are left out."""
+        ...
+
+    async def pending(self, older_than: int, most: int) -> list[Owed]:
+        """Return at most ``most`` of what has been owed for ``older_than`` microseconds, the oldest first.
+
+        By the store's own clock. What is returned counts as new from then on: nobody else is given it for a while.
+        """
+        ...
+
+    async def done(self, settled: Sequence[Owed]) -> None:
+        """Forget what was owed. What is forgotten already is no error."""
+        ...
+
+    async def forget_records(self, before: int, most: int) -> int | None:
+        """Delete at most ``most`` records that happened before ``before``, their sums not, and return how many.
+
+        None, and nothing is deleted: somebody else is deleting.
+        """
+        ...
+
+    async def forget_sums(self, before: int, most: int) -> int | None:
+        """Delete at most ``most`` sums of hours that began before ``before``, as ``forget_records`` does."""
+        ...
+
+    async def count_old(self, records_before: int, sums_before: int) -> tuple[int, int]:
+        """Return how many records and sums there are that would be forgotten."""
         ...
 
     async def sums(self, wanted: UsageFilter, group_by: str) -> list[UsageSum]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -9,14 +10,14 @@ from dataclasses import fields as fields_of
 from typing import NamedTuple
 
 from formgate_server.core import fields
-from formgate_server.core.compile_key import counters
 from formgate_server.core.errors import InvalidArgumentError
 from formgate_server.core.finishing import Finishing
-from formgate_server.core.limits import Counter as LimitCounter
 from formgate_server.core.lookup import sees
 from formgate_server.core.model import Caller, UsageOutcome, UsageRecord
 from formgate_server.core.policy import Policies
-from formgate_server.core.ports import Clock, KeyOwner, Limiter, Registry, UsageEntry, UsageLedger
+from formgate_server.core.ports import Clock, KeyOwner, UsageEntry, UsageLedger, owed, owes
+from formgate_server.core.settle import Settle
+from formgate_server.core.together import Together
 
 MOST_RECORDS = 1_000
 _DAY = 86_400 * 1_000_000
@@ -26,6 +27,10 @@ _LONGEST_OPERATION = 128
 _LONGEST_LATENCY = _DAY
 _FIELDS = tuple(field.name for field in fields_of(UsageRecord) if field.name != "tags")
 _LARGEST_UNITS = 10**15
+_MOST_BYTES = 1_000_000
+_BYTES = 200  # of a record that says next to nothing: so at most 5,000 of those go together
+_PATIENCE_SECONDS = 1.0
+_encode = json.JSONEncoder(sort_keys=True).encode
 
 
 class UsageResult(NamedTuple):
@@ -36,18 +41,35 @@ class UsageResult(NamedTuple):
     message: str = ""
 
 
+class _Kept(NamedTuple):
+    """What became of an entry, and what charges or gives back what its transaction owes; None: nothing is owed."""
+
+    outcome: UsageOutcome
+    settling: asyncio.Task[None] | None
+
+
 class RecordUsage:
-    """Records consumption."""
+    """Records consumption.
+
+    Calls that come while a transaction is under way go together into the next one.
+    """
 
     def __init__(
-        self, ledger: UsageLedger, registry: Registry, limiter: Limiter, policies: Policies, clock: Clock
+        self,
+        ledger: UsageLedger,
+        settle: Settle,
+        policies: Policies,
+        clock: Clock,
+        patience_seconds: float = _PATIENCE_SECONDS,
     ) -> None:
+        """``patience_seconds``: how long a call waits for its charges; then whoever sweeps makes them."""
         self._finishing = Finishing()
+        self._together = Together(self._keep, _MOST_BYTES, _size)
         self._ledger = ledger
-        self._registry = registry
-        self._limiter = limiter
+        self._settle = settle
         self._policies = policies
         self._clock = clock
+        self._patience_seconds = patience_seconds
 
     async def __call__(
         self, caller: Caller, records: Sequence[UsageRecord | InvalidArgumentError]
@@ -66,39 +88,34 @@ class RecordUsage:
             else:
                 results.append(None)
                 entries.append(entry)
-        # Cut off after the records are kept, a repeat would find duplicates and charge nothing.
-        outcomes = await self._finishing.run(self._keep(entries)) if entries else []
-        recorded = zip(entries, outcomes, strict=True)
+        kept = await self._together(entries) if entries else ()
+        if settling := {each.settling for each in kept if each.settling is not None}:
+            await asyncio.wait(settling, timeout=self._patience_seconds)
+        recorded = zip(entries, kept, strict=True)
         return [result or _recorded(*next(recorded)) for result in results]
 
     async def finish(self) -> None:
-        """Wait for the records under way."""
+        """Wait for the records under way, and for what they owe."""
+        await self._together.finish()
         await self._finishing.finish()
 
-    async def _keep(self, entries: Sequence[UsageEntry]) -> list[UsageOutcome]:
-        """Keep records, and charge or give back what those that are new say."""
-        # Read before the records are kept: a store that is away then leaves nothing half done.
-        charging = {entry.record.key_id for entry in entries if entry.record.charge_units}
-        charged = {key_id: await self._counters(key_id) for key_id in charging}
-        outcomes = await self._ledger.record(entries)
-        for entry, outcome in zip(entries, outcomes, strict=True):
-            record, account_id = entry.record, entry.account_id
-            if outcome is not UsageOutcome.ACCEPTED:
-                continue
-            if record.refund_request_id:
-                await self._limiter.refund(account_id, record.key_id, record.refund_request_id)
-            if record.charge_units:
-                counted = charged[record.key_id]
-                await self._limiter.adjust(account_id, counted, record.charge_units, once=record.record_id)
-        return outcomes
+    async def _keep(self, entries: Sequence[UsageEntry]) -> list[_Kept]:
+        """Keep records in one transaction, and begin to charge or give back what the new ones say.
 
-    async def _counters(self, key_id: str) -> Sequence[LimitCounter]:
-        """Return what a key is charged by; of a key that is gone, nothing."""
-        key = await self._registry.key(key_id)
-        account = None if key is None else await self._registry.account(key.account_id)
-        if key is None or account is None:
-            return ()
-        return counters(account, self._policies.by_name[account.policy].plans[account.plan], key)
+        That goes on whoever of the callers goes away: repeated, their records would be duplicates.
+        """
+        outcomes = await self._ledger.record(entries)
+        kept = list(zip(entries, outcomes, strict=True))
+        accepted = [entry for entry, outcome in kept if outcome is UsageOutcome.ACCEPTED and owes(entry.record)]
+        settling = self._finishing.start(self._settle([owed(entry) for entry in accepted])) if accepted else None
+        return [_Kept(outcome, settling if owes(entry.record) else None) for entry, outcome in kept]
+
+
+def _size(entry: UsageEntry) -> int:
+    """Return about how many bytes a record is."""
+    record = entry.record
+    size = _BYTES + len(record.operation) + len(record.resource)
+    return size + sum(len(name) + len(value) for name, value in record.tags.items()) if record.tags else size
 
 
 def _entry(
@@ -140,7 +157,7 @@ def _entry(
 def _content(record: UsageRecord) -> bytes:
     """Return the digest of a record as it was sent: by it a repeat is told from another record of the same id."""
     said = [getattr(record, name) for name in _FIELDS]
-    return hashlib.sha256(json.dumps([*said, record.tags], sort_keys=True).encode()).digest()
+    return hashlib.sha256(_encode([*said, record.tags]).encode()).digest()
 
 
 def _rejected(record: UsageRecord | InvalidArgumentError, error: InvalidArgumentError) -> UsageResult:
@@ -154,5 +171,5 @@ _MESSAGES = {
 }
 
 
-def _recorded(entry: UsageEntry, outcome: UsageOutcome) -> UsageResult:
-    return UsageResult(entry.record.record_id, outcome, _MESSAGES.get(outcome, ""))
+def _recorded(entry: UsageEntry, kept: _Kept) -> UsageResult:
+    return UsageResult(entry.record.record_id, kept.outcome, _MESSAGES.get(kept.outcome, ""))

@@ -35,8 +35,7 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 20_000),
     # Clients may ping every 10 seconds, with or without calls; one less, for those that arrive a little early.
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 9_000),  # gRPC calls so what it permits to others
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 9_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 9_000),
 )
 
 

@@ -34,6 +34,8 @@ def main() -> int:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     link = Link()
     hello = link.hello
+    if not hello:
+        return 1
     settings = Settings(**hello["settings"])
     log.set_up(settings.log_level, settings.log_format)
     structlog.contextvars.bind_contextvars(worker=number)
@@ -50,7 +52,8 @@ class Link:
         with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a descriptor, not a file
             os.dup2(nothing.fileno(), 0)
         self._lines = self._socket.makefile("rb")
-        self.hello: dict[str, Any] = json.loads(self._lines.readline())
+        self.hello: dict[str, Any] = json.loads(self._lines.readline() or "{}")
+        """What to serve; empty: the supervisor is gone."""
         self.refused = False
         # No wait for whoever does not listen: what does not fit is not said.
         self._out = self._socket.dup()

@@ -80,6 +80,7 @@ class Supervisor:
         try:
             await asyncio.gather(*(self._keep(slot, on_started) for slot in self._slots))
         finally:
+            self._ending.set()
             watch.cancel()
             for child in self._children():
                 child.kill("its supervisor has a fault")
@@ -90,6 +91,7 @@ class Supervisor:
         """Have every worker end its calls, and end. Again: have it end now."""
         again = self._ending.is_set()
         self._ending.set()
+        _log.info("hurrying" if again else "draining")
         for child in self._children():
             if again:
                 child.hurry(self._times.ending)
@@ -131,23 +133,33 @@ class Supervisor:
 
     async def _keep(self, slot: _Slot, on_started: Callable[[], None]) -> None:
         while not self._ending.is_set():
-            child = slot.child = await Child.start(
-                (*self._command, str(slot.number)), self._hello, lambda: self._is_ready(slot, on_started)
-            )
+            why = await self._run_one(slot, lambda: self._is_ready(slot, on_started))
             if self._ending.is_set():
-                child.drain(self._drain_seconds + self._times.ending)
-            why = await child.ended()
-            slot.child = None
-            slot.ready.clear()
-            if self._ending.is_set():
-                return
-            if not (self.started or child.has_served or child.was_killed):
-                self._refuse(slot, child.refusal or f"worker {slot.number} ended before it was ready: {why}")
                 return
             slot.restarts += 1
             if not slot.renewing:
-                await self._back_off(slot, child, why)
+                await self._back_off(slot, why)
             slot.renewing = False
+
+    async def _run_one(self, slot: _Slot, on_ready: Callable[[], None]) -> str:
+        """Run a process until it ends; returns why it ended."""
+        try:
+            child = slot.child = await Child.start((*self._command, str(slot.number)), self._hello, on_ready)
+        except OSError as error:
+            why = f"no process can be started: {error}"
+            if not self.started:
+                self._refuse(slot, why)
+            return why
+        if self._ending.is_set():
+            child.drain(self._drain_seconds + self._times.ending)
+        why = await child.ended()
+        slot.child = None
+        slot.ready.clear()
+        if child.has_served and time.monotonic() - child.began > self._times.healthy:
+            slot.failures = 0
+        if not (self._ending.is_set() or self.started or child.has_served or child.was_killed):
+            self._refuse(slot, child.refusal or f"worker {slot.number} ended before it was ready: {why}")
+        return why
 
     def _is_ready(self, slot: _Slot, on_started: Callable[[], None]) -> None:
         slot.ready.set()
@@ -161,18 +173,15 @@ class Supervisor:
         """End, because the first workers can not start. The first one's reason is told."""
         _log.debug("a worker can not start", worker=slot.number, why=why)
         self._refusal = self._refusal or why
-        self.drain()
-        self.drain()
+        self._ending.set()
+        for child in self._children():
+            child.hurry(self._times.ending)
 
-    async def _back_off(self, slot: _Slot, child: Child, why: str) -> None:
-        if child.has_served and time.monotonic() - child.began > self._times.healthy:
-            slot.failures = 0
+    async def _back_off(self, slot: _Slot, why: str) -> None:
         slot.failures = min(slot.failures + 1, 32)
         longest = min(self._times.longest_backoff, self._times.first_backoff * 2 ** (slot.failures - 1))
         delay = longest * random.uniform(0.5, 1)  # noqa: S311 - so that not all of them start at once
-        _log.warning(
-            "a worker ended: another is started", worker=slot.number, why=why, seconds=round(delay, 3), pid=child.pid
-        )
+        _log.warning("a worker ended: another is started", worker=slot.number, why=why, seconds=round(delay, 3))
         try:
             await asyncio.wait_for(self._ending.wait(), delay)
         except TimeoutError:

@@ -30,6 +30,7 @@ from formgate_server.core.model import (
 from formgate_server.core.policy import Policies
 from formgate_server.core.ports import UsageEntry
 from formgate_server.core.record_usage import AHEAD, OLDEST, RecordUsage, UsageResult
+from formgate_server.core.settle import Settle
 from formgate_server.policies.policy import load
 from formgate_server.storage.memory.registry import MemoryRegistry
 from formgate_server.storage.memory.usage import HourOf, MemoryUsageLedger
@@ -51,12 +52,16 @@ class Charges:
     def __init__(self) -> None:
         self.gate = asyncio.Event()
         self.gate.set()
+        self.failing: set[int] = set()
+        """Charges of so many units fail."""
         self.adjusted: list[tuple[list[str], int]] = []
         self.refunded: list[tuple[str, str]] = []
 
     async def adjust(self, account_id: str, counters: Sequence[Counter], units: int, *, once: str) -> None:
         """See ``Limiter``."""
         await self.gate.wait()
+        if units in self.failing:
+            raise UnavailableError("The counters are away.")
         self.adjusted.append(([counter.limit.name for counter in counters], units))
 
     async def refund(self, account_id: str, key_id: str, request_id: str) -> None:
@@ -82,30 +87,18 @@ class Ledger(MemoryUsageLedger):
         return await super().record(entries)
 
 
-class Registry(MemoryRegistry):
-    """A registry that may be away."""
-
-    broken = False
-
-    async def account(self, account_id: str) -> Account | None:
-        """See ``Registry``."""
-        if self.broken:
-            raise UnavailableError("The database is away.")
-        return await super().account(account_id)
-
-
 class World:
     """Two accounts with a key each: ``acme`` with ``k1``, ``other`` with ``k2``."""
 
     def __init__(self) -> None:
         self.clock = SettableClock()
-        self.registry = Registry(AUDIT_KEYS)
+        self.registry = MemoryRegistry(AUDIT_KEYS)
         self.ledger = Ledger(self.registry)
         self.charges = Charges()
+        self.settle = Settle(self.ledger, self.charges, POLICIES)
         self.record_usage = RecordUsage(
             self.ledger,
-            self.registry,
-            self.charges,
+            self.settle,
             POLICIES,
             self.clock,
         )
@@ -418,14 +411,87 @@ async def test_accepted_records_give_back_what_they_say_once(world: World) -> No
 async def test_where_nothing_can_be_kept_nothing_is_charged(world: World) -> None:
     """UNAVAILABLE; sent again it is accepted, and charged then."""
     sent = record(charge_units=3, refund_request_id="q1")
-    for away in (world.ledger, world.registry):
-        away.broken = True
-        with pytest.raises(UnavailableError):
-            await world(sent)
-        away.broken = False
-        assert (world.ledger.records, world.charges.adjusted, world.charges.refunded) == ({}, [], [])
+    world.ledger.broken = True
+    with pytest.raises(UnavailableError):
+        await world(sent)
+    world.ledger.broken = False
+    assert (world.ledger.records, world.ledger.owed, world.charges.adjusted, world.charges.refunded) == ({}, {}, [], [])
     assert outcomes(await world(sent)) == [ACCEPTED]
     assert (len(world.charges.adjusted), len(world.charges.refunded)) == (1, 1)
+
+
+async def test_what_is_charged_before_the_answer_is_no_longer_owed(world: World) -> None:
+    """Nobody finds it in the ledger afterwards."""
+    assert outcomes(await world(record(charge_units=3), record("r2", refund_request_id="q1"))) == [ACCEPTED] * 2
+    assert (world.charges.adjusted, world.charges.refunded) == ([(["credits", "daily"], 3)], [("k1", "q1")])
+    assert world.ledger.owed == {}
+
+
+async def test_a_record_is_accepted_though_its_charge_fails(world: World) -> None:
+    """It stays owed, and a sweep makes it; what the same call owes beside it is charged at once."""
+    world.charges.failing = {3}
+    assert outcomes(await world(record(charge_units=3), record("r2", charge_units=4))) == [ACCEPTED] * 2
+    assert [units for _, units in world.charges.adjusted] == [4]
+    assert [owed.charge_units for _, owed in world.ledger.owed.values()] == [3]
+    with pytest.raises(UnavailableError):
+        await world.settle.sweep(older_than=0)
+    world.charges.failing = set()
+    assert await world.settle.sweep(older_than=0) == 1
+    assert [units for _, units in world.charges.adjusted] == [4, 3]
+    assert world.ledger.owed == {}
+    assert await world.settle.sweep(older_than=0) == 0
+
+
+async def test_what_is_owed_belongs_to_its_writer_for_a_while(world: World) -> None:
+    """A sweep leaves what is new to whoever wrote it."""
+    world.charges.failing = {3}
+    await world(record(charge_units=3))
+    world.charges.failing = set()
+    assert await world.settle.sweep() == 0
+    assert len(world.ledger.owed) == 1
+
+
+async def test_a_caller_waits_for_its_charges_only_so_long(world: World) -> None:
+    """Then it is answered, and the charge goes on without it; who charges nothing does not wait at all."""
+    world.charges.gate.clear()
+    world.record_usage = RecordUsage(world.ledger, world.settle, POLICIES, world.clock, patience_seconds=0.01)
+    assert outcomes(await world(record(charge_units=3))) == [ACCEPTED]
+    assert world.charges.adjusted == []
+    assert len(world.ledger.owed) == 1
+    world.charges.gate.set()
+    await world.record_usage.finish()
+    assert [units for _, units in world.charges.adjusted] == [3]
+    assert world.ledger.owed == {}
+
+
+async def test_who_charges_nothing_waits_for_nobody_s_charges(world: World) -> None:
+    """Though its records are in one transaction with those that do."""
+    world.charges.gate.clear()
+    slow = asyncio.create_task(world(record("r1")))
+    charging = asyncio.create_task(world(record("r2", charge_units=3)))
+    quick = asyncio.create_task(world(record("r3")))
+    assert outcomes(await asyncio.wait_for(quick, 5)) == [ACCEPTED]
+    assert outcomes(await slow) == [ACCEPTED]
+    assert not charging.done()
+    world.charges.gate.set()
+    assert outcomes(await charging) == [ACCEPTED]
+
+
+async def test_a_key_that_is_gone_is_charged_nothing(world: World) -> None:
+    """Late usage of a deleted key is accepted, and is not owed for ever."""
+    world.registry.tables.deleted["k1"] = world.clock.now()
+    assert outcomes(await world(record(charge_units=3, refund_request_id="q1"))) == [ACCEPTED]
+    assert world.charges.adjusted == []
+    assert world.ledger.owed == {}
+
+
+async def test_calls_that_come_together_share_a_transaction(world: World) -> None:
+    """What comes while one is under way goes together into the next, and each caller is told of its own records."""
+    first = [asyncio.create_task(world(record(f"r{number}"), record("same"))) for number in range(20)]
+    answers = await asyncio.gather(*first)
+    assert [answer[0].record_id for answer in answers] == [f"r{number}" for number in range(20)]
+    assert [outcomes(answer) for answer in answers] == [[ACCEPTED] * 2] + [[ACCEPTED, DUPLICATE]] * 19
+    assert world.ledger.transactions <= 2
 
 
 async def test_a_caller_that_goes_away_does_not_keep_a_record_from_being_charged(world: World) -> None:

@@ -17,6 +17,7 @@ from formgate_server.core.record_usage import RecordUsage
 from formgate_server.core.rotate_key import RotateKey
 from formgate_server.core.secrets import Peppers
 from formgate_server.core.set_key_state import SetKeyState
+from formgate_server.core.settle import Settle
 from formgate_server.core.verdict import CheckQuery, Verdict
 from formgate_server.policies.policy import load
 from formgate_server.storage.memory.counters import MemoryReservations
@@ -54,7 +55,7 @@ class World:
         self.rotate = RotateKey(changes, self.policies, keeper)
         self.states = SetKeyState(changes)
         self.read = ReadAccount(self.registry, self.limiter, ledger, self.policies, self.clock)
-        self.record = RecordUsage(ledger, self.registry, self.limiter, self.policies, self.clock)
+        self.record = RecordUsage(ledger, Settle(ledger, self.limiter, self.policies), self.policies, self.clock)
 
     async def account(self, account_id: str = "acme", **fields: Any) -> str:
         """Make an account."""

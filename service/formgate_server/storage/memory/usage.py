@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from formgate_server.core.model import UsageOutcome
-from formgate_server.core.ports import KeyOwner, UsageEntry, UsageFilter, UsageSum
+from formgate_server.core.ports import KeyHolder, KeyOwner, Owed, UsageEntry, UsageFilter, UsageSum, owed, owes
 from formgate_server.storage import sums
 from formgate_server.storage.sums import OTHER, Sum
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from formgate_server.storage.memory.registry import MemoryRegistry
 
 _BY_TAG = "tag:"
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000
 
 
 class HourOf(NamedTuple):
@@ -42,6 +47,8 @@ class MemoryUsageLedger:
         self.hours: dict[HourOf, Sum] = {}
         self.tag_hours: dict[TagHour, dict[str, Sum]] = {}
         """By the tag's values."""
+        self.owed: dict[tuple[str, str], tuple[int, Owed]] = {}
+        """By account and record, with the time since when."""
 
     async def owners(self, key_ids: Collection[str]) -> Mapping[str, KeyOwner]:
         """See ``UsageLedger``."""
@@ -59,6 +66,53 @@ class MemoryUsageLedger:
             if wanted.start <= hour < wanted.end:
                 found[hour, group] = found.get((hour, group), Sum()).plus(each)
         return sorted(UsageSum(hour, group, *total) for (hour, group), total in found.items())
+
+    async def holders(self, key_ids: Collection[str]) -> Mapping[str, KeyHolder]:
+        """See ``UsageLedger``."""
+        keys = (key for key in map(self._tables.key, key_ids) if key is not None)
+        return {key.key_id: KeyHolder(key, self._tables.accounts[key.account_id]) for key in keys}
+
+    async def pending(self, older_than: int, most: int) -> list[Owed]:
+        """See ``UsageLedger``."""
+        now = _now()
+        old = sorted((since, identity) for identity, (since, _) in self.owed.items() if since <= now - older_than)
+        taken = [self.owed[identity][1] for _, identity in old[:most]]
+        self._owe(taken)
+        return taken
+
+    async def done(self, settled: Sequence[Owed]) -> None:
+        """See ``UsageLedger``."""
+        for each in settled:
+            self.owed.pop((each.account_id, each.record_id), None)
+
+    async def forget_records(self, before: int, most: int) -> int | None:
+        """See ``UsageLedger``."""
+        old = [identity for identity, entry in self.records.items() if entry.occur_time < before][:most]
+        for identity in old:
+            del self.records[identity]
+        return len(old)
+
+    async def forget_sums(self, before: int, most: int) -> int | None:
+        """See ``UsageLedger``. A tag's hour goes whole."""
+        hours = [of for of in self.hours if of.hour < before][:most]
+        for of in hours:
+            del self.hours[of]
+        forgotten = len(hours)
+        for tag_hour in [of for of in self.tag_hours if of.hour < before]:
+            if forgotten < most:
+                forgotten += len(self.tag_hours.pop(tag_hour))
+        return forgotten
+
+    async def count_old(self, records_before: int, sums_before: int) -> tuple[int, int]:
+        """See ``UsageLedger``."""
+        of_tags = sum(len(values) for of, values in self.tag_hours.items() if of.hour < sums_before)
+        return (
+            sum(entry.occur_time < records_before for entry in self.records.values()),
+            sum(of.hour < sums_before for of in self.hours) + of_tags,
+        )
+
+    def _owe(self, owed: Iterable[Owed]) -> None:
+        self.owed |= {(each.account_id, each.record_id): (_now(), each) for each in owed}
 
     def _grouped(self, wanted: UsageFilter, group_by: str) -> Iterator[tuple[int, str, Sum]]:
         """Yield an account's sums with their hour and group."""
@@ -78,6 +132,8 @@ class MemoryUsageLedger:
         if known is not None:
             return UsageOutcome.DUPLICATE if known.content == entry.content else UsageOutcome.CONFLICT
         self.records[identity] = entry
+        if owes(record):
+            self._owe([owed(entry)])
         hour, one = sums.hour_of(entry), sums.of(entry)
         group = HourOf(entry.account_id, record.key_id, hour, record.operation)
         self.hours[group] = self.hours.get(group, Sum()).plus(one)

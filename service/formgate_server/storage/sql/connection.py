@@ -53,6 +53,11 @@ class Connection:
         """Run a statement, for each of ``values`` if there are several, and fetch all its rows."""
         return await self._finished(self._connection.execute(statement, values))
 
+    async def execute_plain(self, sql: str, values: Sequence[Any]) -> Sequence[Sequence[Any]]:
+        """Run SQL as the driver takes it, for each of ``values`` if that is a list, and return its rows, if any."""
+        result = await self._finished(self._connection.exec_driver_sql(sql, values))
+        return result.all() if result.returns_rows else ()
+
     async def run_sync(self, work: Callable[[SyncConnection], _T]) -> _T:
         """Run a function that uses the connection without asyncio."""
         return await self._finished(self._connection.run_sync(work))

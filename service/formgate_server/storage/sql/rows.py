@@ -26,7 +26,7 @@ from formgate_server.core.model import (
     ServiceRole,
     ServiceToken,
 )
-from formgate_server.core.ports import AuditRow, Sealed, StoredSecret, UsageEntry
+from formgate_server.core.ports import AuditRow, Sealed, StoredSecret
 from formgate_server.storage.sql.tables import keys, service_tokens
 
 Values = dict[str, Any]
@@ -256,26 +256,6 @@ def audit_row_values(row: AuditRow) -> Values:
         "note": event.note,
         "mac": row.mac,
         "mac_key_id": row.mac_key_id,
-    }
-
-
-def usage_values(entry: UsageEntry) -> Values:
-    """Write a row of ``usage_records``."""
-    record = entry.record
-    return {
-        "account_id": entry.account_id,
-        "record_id": record.record_id,
-        "content": entry.content,
-        "key_id": record.key_id,
-        "units": record.units,
-        "operation": record.operation,
-        "resource": record.resource,
-        "status_code": record.status_code,
-        "latency": record.latency,
-        "occur_time": entry.occur_time,
-        "tags": dict(record.tags),
-        "charge_units": record.charge_units,
-        "refund_request_id": record.refund_request_id,
     }
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sqlalchemy import ColumnElement, case, func, select
+from sqlalchemy import ColumnElement, func, select
 
 from formgate_server.core.ports import UsageEntry, UsageFilter, UsageSum
 from formgate_server.storage import sums
-from formgate_server.storage.sql.dialect import batches, inserting
+from formgate_server.storage.sql.bulk import Bulk
+from formgate_server.storage.sql.dialect import batches
 from formgate_server.storage.sql.tables import usage_hours, usage_tag_hours
 from formgate_server.storage.sums import LARGEST, OTHER, Sum
 
@@ -30,42 +31,56 @@ _BY_TAG = "tag:"
 
 async def add_up(connection: Connection, entries: Iterable[UsageEntry]) -> None:
     """Add records to the sums of their hours; of a tag's values, those that come first here are the first."""
-    by_operation: dict[_Group, Sum] = {}
+    by_operation: dict[_Group, list[int]] = {}
     by_tag: dict[tuple[str, str], _Values] = {}
     for entry in entries:
-        hour, one = sums.hour_of(entry), sums.of(entry)
-        group = entry.account_id, entry.record.key_id, hour, entry.record.operation
-        by_operation[group] = by_operation.get(group, Sum()).plus(one)
-        for tag, value in entry.summed_tags:
-            of_hour = by_tag.setdefault((entry.account_id, tag), {}).setdefault(hour, {})
-            of_hour[value] = of_hour.get(value, Sum()).plus(one)
-    await _add(connection, usage_hours, by_operation)
+        account_id, occur_time, _, record, summed_tags = entry
+        hour, units = occur_time - occur_time % sums.HOUR, record.units
+        group = account_id, record.key_id, hour, record.operation
+        there = by_operation.get(group)
+        if there is None:
+            by_operation[group] = [units, 1]
+        else:  # no Sum a record: this runs for each
+            there[0] += units
+            there[1] += 1
+        for tag, value in summed_tags:
+            of_hour = by_tag.setdefault((account_id, tag), {}).setdefault(hour, {})
+            of_hour[value] = of_hour.get(value, Sum()).plus(sums.of(entry))
+    await _add(connection, _HOURS, {group: _bound(*both) for group, both in by_operation.items()})
+    if not by_tag:
+        return
     # Whoever adds values to a tag's hour has the row of __other__ locked: nobody else adds the last one meanwhile.
     await _add(
         connection,
-        usage_tag_hours,
+        _TAG_HOURS,
         {(*of_tag, hour, OTHER): Sum() for of_tag, hours in by_tag.items() for hour in hours},
     )
     by_value: dict[_Group, Sum] = {}
     for of_tag, hours in by_tag.items():
         for some in batches(hours, _HOURS_AT_ONCE):
             by_value |= await _bounded(connection, of_tag, {hour: hours[hour] for hour in some})
-    await _add(connection, usage_tag_hours, by_value)
+    await _add(connection, _TAG_HOURS, by_value)
 
 
-async def _add(connection: Connection, table: Table, added: Mapping[_Group, Sum]) -> None:
-    """Add to the rows of ``table`` that have these primary keys, in the one order that all who do so keep to."""
-    if not added:
-        return
-    statement = inserting(connection, table)
-    old, new = table.c, statement.excluded
-    units = case((old.units > LARGEST - new.units, LARGEST), else_=old.units + new.units)
-    upsert = statement.on_conflict_do_update(
-        index_elements=table.primary_key, set_={"units": units, "records": old.records + new.records}
+def _bound(units: int, records: int) -> Sum:
+    return Sum(min(units, LARGEST), records)
+
+
+def _adding(table: Table) -> Bulk:
+    """Return an insert that adds to what is there."""
+    name, key = table.name, ", ".join(column.name for column in table.primary_key)
+    units = f"CASE WHEN {name}.units > {LARGEST} - excluded.units THEN {LARGEST} ELSE {name}.units + excluded.units END"
+    return Bulk(
+        table, f"ON CONFLICT ({key}) DO UPDATE SET units = {units}, records = {name}.records + excluded.records"
     )
-    names = [column.name for column in table.primary_key]
-    rows = [dict(zip(names, group, strict=True)) | added[group]._asdict() for group in sorted(added)]
-    await connection.execute(upsert, rows)
+
+
+_HOURS, _TAG_HOURS = _adding(usage_hours), _adding(usage_tag_hours)
+
+
+async def _add(connection: Connection, adding: Bulk, added: Mapping[_Group, Sum]) -> None:
+    """Add to the rows that have these primary keys, in the one order that all who do so keep to."""
+    await adding(connection, [(*group, *added[group]) for group in sorted(added)])
 
 
 async def _bounded(connection: Connection, of_tag: tuple[str, str], hours: _Values) -> dict[_Group, Sum]:

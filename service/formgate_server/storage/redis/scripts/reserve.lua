@@ -46,9 +46,9 @@ if counter.charged >= MOST then
   shift(math.floor(counter.charged / MOST))
 end
 local serial = counter.charged + ahead
-counter.moved = true
-put(counter, 0)
-redis.call('HSET', KEYS[1], 'b', base, 'm', counter.mark, 'w', serial, 'q', counter.period)
+-- The state is told as it stands now, but not written: only what is charged moves it.
+redis.call('HSET', KEYS[1], 'b', base, 'c', counter.charged, 'm', counter.mark, 'w', serial, 'q', counter.period)
+keep(counter)
 if counter.window then
   local ring = ring_now(counter)
   return { CHARGED, base, serial, ahead, counter.period, counter.head, counter.newest, counter.used, ring }
