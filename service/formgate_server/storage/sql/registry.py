@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _Noun = TypeVar("_Noun")
 
 _NOTED_AT_ONCE = 5_000  # nobody waits for these, but others wait for their turn to write
-# One statement for all: one for each is a tenth of what a check costs, where most are the first of their key for a while.
+# One statement for all: one for each costs a check a tenth more, where most checks are their key's first for long.
 # Rows are locked in order, as one after the other would: several processes note the same keys.
 _NOTE_USED = """
 UPDATE keys SET last_used_time = noted.time, last_used_ip = noted.ip
