@@ -134,7 +134,7 @@ def scenario(h2load: H2load, peer: Peer, name: str) -> Scenario:
         with changing(bodies, framed=False) as body:
             return h2load.post(_url(peer.process), body, peer.headers, MANY, calls, http1=True)
 
-    return Scenario(name, peer.process, send, guess=1_000)
+    return Scenario(name, peer.process, send, guess=1_000, fewest=10 * MANY.connections)
 
 
 def _url(process: Process) -> str:

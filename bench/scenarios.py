@@ -18,7 +18,7 @@ ALONE = Flight(connections=1, streams=1)
 FEW = Flight(connections=4, streams=1)
 MANY = Flight(connections=64, streams=1)
 BATCH = 256
-_FEWEST = 64  # calls: no connection may be without one
+_FEWEST = 10 * MANY.connections
 
 _HEADERS = {"content-type": "application/grpc", "te": "trailers"}
 
@@ -36,6 +36,8 @@ class Scenario:
     """No target is measured by it: half the time does."""
     beside: Callable[[], float] | None = None
     """Seconds of CPU that a store has taken until now, where that is measured, too."""
+    fewest: int = 16
+    """So many calls a round, or more: none of its connections may be without one."""
     rounds: list[Figures] = field(default_factory=list)
     beside_us: list[float] = field(default_factory=list)
     """Microseconds of a store's CPU for one check, round by round."""
@@ -48,7 +50,7 @@ class Scenario:
         if not self._calls:
             first = self.send(self.guess)
             wanted = seconds / 2 if self.informative else seconds
-            self._calls = max(_FEWEST, round(first.calls * wanted / first.seconds))
+            self._calls = max(self.fewest, round(first.calls * wanted / first.seconds))
         before = self.process.busy()
         beside = self.beside() if self.beside else 0.0
         answered = self.send(self._calls)
@@ -82,7 +84,7 @@ def check_key(h2load: H2load, served: Served, flight: Flight = SATURATED) -> Sce
         return send(calls)
 
     name = _named(f"CheckKey, {len(served.secrets):,} keys", flight)
-    return Scenario(name, served.process, counted, guess=1_000, informative=flight == ALONE)
+    return Scenario(name, served.process, counted, guess=1_000, informative=flight == ALONE, fewest=_FEWEST)
 
 
 def batch_check_keys(h2load: H2load, served: Served) -> Scenario:

@@ -34,7 +34,7 @@ class Size(NamedTuple):
     first_checks: int
 
 
-FULL = Size(rounds=10, seconds=1.5, many=Crowd(1_000_000, 20_000, 2), window_seconds=60, first_checks=1_000)
+FULL = Size(rounds=12, seconds=1.2, many=Crowd(1_000_000, 20_000, 2), window_seconds=60, first_checks=1_000)
 QUICK = Size(rounds=3, seconds=0.5, many=Crowd(20_000, 2_000, 2), window_seconds=5, first_checks=200)
 
 _FEW = Crowd(1_000, 1_000)
@@ -137,15 +137,16 @@ def _start(
 
 
 def _targets(lines: _Lines, size: Size) -> Iterator[Target]:
-    yield Target("CheckKey to the floor", least_ratio(lines.few.rounds, lines.floor.rounds), 1.35, "{:.2f}")
+    """Yield what is wanted: ratios are taken within a round, then their median; what is not a ratio, of the best."""
+    yield Target("CheckKey to the floor", ratio(lines.few.rounds, lines.floor.rounds), 1.35, "{:.2f}")
     for name, batch in (("of few accounts", lines.batch), ("of as many accounts", lines.batch_many)):
         rate = 1e6 / least(batch.rounds).cpu_us
         yield Target(f"checks/s a core, {BATCH} {name}", rate, 40_000, "{:,.0f}", at_least=True)
     for name, batch in (("of few accounts", lines.batch), ("of as many accounts", lines.batch_many)):
         yield Target(f"Redis' CPU a check, {BATCH} {name}", min(batch.beside_us), 12, "{:.1f} µs")
-    many = least_ratio(lines.many.rounds, lines.few.rounds)
+    many = ratio(lines.many.rounds, lines.few.rounds)
     yield Target(f"{size.many.keys:,} keys to {_FEW.keys:,}", many, 1.10, "{:.2f}")
-    two = 2 * least_ratio(lines.one_worker.rounds, lines.two_workers.rounds)
+    two = 2 * ratio(lines.one_worker.rounds, lines.two_workers.rounds)
     yield Target("two workers to one, by CPU time", two, 1.8, "{:.2f}", at_least=True)
 
 
@@ -166,8 +167,8 @@ def _first_checks(parts: _Parts, cores: Cores, count: int) -> Iterator[str]:
 
 def _in_passing(parts: _Parts) -> Iterator[str]:
     lines = parts.lines
-    by_round = ratio(lines.few.rounds, lines.floor.rounds), ratio(lines.many.rounds, lines.few.rounds)
-    yield f"medians of the rounds' own ratios: CheckKey to the floor {by_round[0]:.2f}, many keys {by_round[1]:.2f}"
+    best = least_ratio(lines.few.rounds, lines.floor.rounds), least_ratio(lines.many.rounds, lines.few.rounds)
+    yield f"best rounds to best rounds: CheckKey to the floor {best[0]:.2f}, many keys {best[1]:.2f}"
     answered = least(lines.two_workers.rounds).per_second / least(lines.one_worker.rounds).per_second
     yield (
         f"two workers answered {answered:.2f} times the checks of one, in their best rounds:"
@@ -179,7 +180,7 @@ def _in_passing(parts: _Parts) -> Iterator[str]:
         f"{parts.million.crowd.keys:,} keys in {parts.million.crowd.keys // KEYS_AN_ACCOUNT:,} accounts were put in"
         f" within {parts.million.loaded_seconds:.0f} s; {len(parts.many.secrets):,} of them were in use"
     )
-    times = [least_ratio(one.rounds, lines.few.rounds) for one in (lines.peer, lines.cached_peer)]
+    times = [ratio(one.rounds, lines.few.rounds) for one in (lines.peer, lines.cached_peer)]
     yield f"the peer takes {times[0]:.2f} times the CPU of CheckKey; with its keys cached {times[1]:.2f}"
     others = max(one.others for one in lines.all() if one is not lines.two_workers)
     yield f"other processes took up to {others:.0%} of the server's core"

@@ -26,6 +26,8 @@ class Worst:
     allows: Callable[[], bool]
     seconds: int
     """The window that ``LIMIT`` calls are for."""
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
     admitted: list[float] = field(default_factory=list)
     """When."""
     _thread: threading.Thread = field(init=False)
@@ -41,7 +43,7 @@ class Worst:
         return most_within(self.admitted, self.seconds)
 
     def _run(self) -> None:
-        began = time.monotonic()
+        began = self.clock()
         self._ask(1)
         self._sleep_until(began + self.seconds * (1 - _BEFORE_END))
         self._ask(_ATTEMPTS)
@@ -50,10 +52,9 @@ class Worst:
 
     def _ask(self, times: int) -> None:
         for _ in range(times):
-            now = time.monotonic()
+            now = self.clock()
             if self.allows():
                 self.admitted.append(now)
 
-    @staticmethod
-    def _sleep_until(moment: float) -> None:
-        time.sleep(max(0.0, moment - time.monotonic()))
+    def _sleep_until(self, moment: float) -> None:
+        self.sleep(max(0.0, moment - self.clock()))

@@ -184,11 +184,11 @@ def fits_at(counter: Counter, state: State, units: int) -> int | None:
     for number in range(state.head - SUB_WINDOWS, state.head + 1):
         must_leave -= _units(state, number)
         if must_leave <= 0:
-            return _leaves_at(limit, number)
+            return leaves_at(limit, number)
     return None
 
 
-def _leaves_at(limit: Limit, number: int) -> int:
+def leaves_at(limit: Limit, number: int) -> int:
     """Return when the sub-window ``number`` no longer counts."""
     assert isinstance(limit.per, Rolling)  # noqa: S101 - for the type checker: a Window is a rolling limit's
     return -(-(number + SUB_WINDOWS + 1) * limit.per.window // SUB_WINDOWS)
@@ -208,7 +208,7 @@ def standing(counter: Counter, state: State) -> Standing:
     newest = state.head
     while not _units(state, newest):
         newest -= 1
-    return Standing(limit, remaining, _leaves_at(limit, newest))
+    return Standing(limit, remaining, leaves_at(limit, newest))
 
 
 def spend(counters: Sequence[Counter], states: Sequence[State | None], cost: int, now: int) -> Spent:

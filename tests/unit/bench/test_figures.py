@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.figures import Figures, above, figures, medians, percentile, ratio
+from bench.figures import Figures, above, figures, least, least_ratio, medians, percentile, ratio
 
 
 def of_cpu(*cpu_us: float) -> list[Figures]:
@@ -52,3 +52,14 @@ def test_rounds_are_compared_in_pairs() -> None:
     """A missing round is an error, not a comparison of other rounds."""
     with pytest.raises(ValueError, match="argument"):
         ratio(of_cpu(1, 2), of_cpu(1))
+
+
+def test_the_best_round_has_the_least_cost_and_the_most_checks() -> None:
+    """Of several rounds the one that others disturbed least tells: least CPU and latency, most checks."""
+    rounds = [Figures(3.0, 10.0, 5.0, 9.0), Figures(2.0, 30.0, 6.0, 8.0)]
+    assert least(rounds) == Figures(2.0, 30.0, 5.0, 8.0)
+
+
+def test_the_ratio_of_the_best_rounds_is_not_of_one_round() -> None:
+    """Each side has its own best round: 4 to 2, though in every round it was more."""
+    assert least_ratio(of_cpu(6.0, 4.0, 9.0), of_cpu(2.0, 3.0, 4.0)) == 2.0

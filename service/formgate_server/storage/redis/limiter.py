@@ -171,7 +171,7 @@ class RedisLimiter:
 
     async def _make(self, check: _Check) -> Charged:
         if not check.plan.counted:
-            return Charged(None, None, check.plan.standings(()))
+            return Charged(None, None, check.plan.told(())[0])
         forced = self._marks.degraded
         time, reply = await self._send(check.account_id, (check,))
         result = self._result(check, time, reply, forced)
@@ -213,7 +213,7 @@ class RedisLimiter:
                 kept = _ADJUSTED if check.what == "a" else _REMEMBERED
                 keys.append(once)
             keys += plan.keys
-            words += (check.what, check.epoch, check.cost, force, kept, len(plan.keys))
+            words += (check.what, check.epoch, check.cost, force, kept, str(len(plan.keys)))
             words += plan.words(now, remembered=bool(once))
             repeatable = repeatable and check.repeatable
         return self._client.run_soon(CHARGE, account_id, keys, words, repeatable=repeatable)
@@ -229,21 +229,17 @@ class RedisLimiter:
             return None
         plan = check.plan
         degraded = forced or self._marks.degraded
-        states, rooms = plan.states(reply)
-        standings = plan.standings(states)
+        standings, short = plan.told(reply)
         if status == _DENIED:
-            spent = spend(plan.counted, states, check.cost, time)
+            spent = spend(plan.counted, plan.states(reply), check.cost, time)
             if spent.denied is None:
                 message = "The counters deny what would fit."
                 raise UnavailableError(message)
             retry = None if spent.retry_time is None else spent.retry_time - time
             return Charged(plan.limit(spent.denied), retry, standings, degraded)
         if status == _CHARGED and check.cost:
-            for index, enough in enumerate(plan.durable):
-                if enough and rooms[index] < enough:
-                    counter = plan.counted[index]
-                    if rooms[index] < (counter.limit.amount or 0) - states[index].used:
-                        self._marks.want(check.account_id, plan.keys[index], counter)
+            for index in short:
+                self._marks.want(check.account_id, plan.keys[index], plan.counted[index])
         return Charged(None, None, standings, degraded)
 
     async def _insist(self, check: _Check, time: int, reply: list[Any]) -> ChargeResult:

@@ -18,6 +18,7 @@ from formgate_server.core.limits import (
     State,
     Window,
     block,
+    leaves_at,
     outlives_its_store,
     standing,
 )
@@ -65,11 +66,12 @@ class Plan:
     """The counters of a charge: what of their words is always the same, and how their replies are read."""
 
     __slots__ = (
+        "_as_given",
         "_end",
+        "_places",
         "_remembered",
-        "_standings",
         "_start",
-        "_unchanged",
+        "_uncounted",
         "_words",
         "account_id",
         "counted",
@@ -87,8 +89,9 @@ class Plan:
         self.keys = tuple(counter_key(account_key, each) for each in self.counted)
         self.durable = tuple(outlives_its_store(each.limit) and max(block(each.limit) // 2, 1) for each in self.counted)
         """Of each that outlives Redis, how many units must be left under its mark for it not to be raised; else 0."""
-        self._unchanged = all(each.limit.amount is None or each.limit.amount <= MOST for each in counters)
-        self._standings = [Standing(each.limit, 0, None) for each in counters]
+        self._as_given = [each.limit for each in counters if each.limit.amount is not None]
+        self._places = [index for index, each in enumerate(counters) if each.limit.amount is not None]
+        self._uncounted = [Standing(each.limit, 0, None) for each in counters]
         self._words: Words = []
         self._remembered: Words = []
         self._start, self._end = 0, 0
@@ -100,7 +103,7 @@ class Plan:
             self._start, self._end = 0, FOREVER
             self._words, self._remembered = [], []
             for counter in self.counted:
-                words = counter_words(counter, now)
+                words: Words = [str(word) for word in counter_words(counter, now)]  # once, not for each request
                 self._words += words
                 self._remembered += [*words, charged_word(counter)]
                 if isinstance(counter.limit.per, Calendar):
@@ -108,40 +111,55 @@ class Plan:
                     self._start, self._end = max(self._start, within.start), min(self._end, within.end)
         return self._remembered if remembered else self._words
 
-    def states(self, reply: Sequence[Any]) -> tuple[list[State], list[int]]:
-        """Return the counters' states, up to now, and how much may be charged under their marks."""
-        states: list[State] = []
-        rooms = []
+    def told(self, reply: Sequence[Any]) -> tuple[tuple[Standing, ...], list[int]]:
+        """Tell where all counters stand, and which of the counted ones should have their marks raised."""
+        standings: list[Standing] = []
+        short: list[int] = []
         at = 1
-        for counter in self.counted:
-            if isinstance(counter.limit.per, Rolling):
+        for index, counter in enumerate(self.counted):
+            limit = counter.limit
+            reset = None
+            if isinstance(limit.per, Rolling):
                 head, newest, used, room, ring = reply[at : at + 5]
                 at += 5
-                states.append(Window(head, newest, used, tuple(ring) if ring else _EMPTY))
+                if newest:
+                    reset = leaves_at(limit, head)
+                elif used:
+                    reset = standing(counter, Window(head, 0, used, tuple(ring))).reset_time
             else:
                 end, used, room = reply[at : at + 3]
                 at += 3
-                states.append(Span(end or FOREVER, used))
-            rooms.append(room)
-        return states, rooms
+                if used:
+                    reset = end or None
+            left = (limit.amount or 0) - used
+            standings.append(Standing(self._as_given[index], left if left > 0 else 0, reset))  # noqa: FURB136 - hot
+            if room < self.durable[index] and room < left:
+                short.append(index)
+        if len(standings) == len(self.counters):
+            return tuple(standings), short
+        told = list(self._uncounted)
+        for place, one in zip(self._places, standings, strict=True):
+            told[place] = one
+        return tuple(told), short
 
-    def standings(self, states: Sequence[State]) -> tuple[Standing, ...]:
-        """Tell where all counters stand, by the states of those that are counted."""
-        if self._unchanged and len(states) == len(self.counters):
-            return tuple(map(standing, self.counted, states))
-        told = list(self._standings)
-        counted = iter(zip(self.counted, states, strict=True))
-        for index, counter in enumerate(self.counters):
-            if counter.limit.amount is not None:
-                told[index] = standing(*next(counted))._replace(limit=counter.limit)
-        return tuple(told)
+    def states(self, reply: Sequence[Any]) -> list[State]:
+        """Return the counted counters' states, up to now."""
+        states: list[State] = []
+        at = 1
+        for counter in self.counted:
+            if isinstance(counter.limit.per, Rolling):
+                head, newest, used, _, ring = reply[at : at + 5]
+                at += 5
+                states.append(Window(head, newest, used, tuple(ring) if ring else _EMPTY))
+            else:
+                end, used, _ = reply[at : at + 3]
+                at += 3
+                states.append(Span(end or FOREVER, used))
+        return states
 
     def limit(self, counted: Limit) -> Limit:
         """Return a limit of ``counted`` as it was given."""
-        if self._unchanged:
-            return counted
-        places = [each.limit for each in self.counted].index(counted)
-        return [each.limit for each in self.counters if each.limit.amount is not None][places]
+        return self._as_given[[each.limit for each in self.counted].index(counted)]
 
 
 def account_key(prefix: str, account_id: str) -> str:

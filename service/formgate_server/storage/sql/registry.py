@@ -23,6 +23,18 @@ if TYPE_CHECKING:
 _Noun = TypeVar("_Noun")
 
 _NOTED_AT_ONCE = 5_000  # nobody waits for these, but others wait for their turn to write
+# One statement for all: one for each costs a check a tenth more, where most checks are their key's first for long.
+# Rows are locked in order, as one after the other would: several processes note the same keys.
+_NOTE_USED = """
+UPDATE keys SET last_used_time = noted.time, last_used_ip = noted.ip
+FROM (
+    SELECT key_id, time, ip
+    FROM keys JOIN unnest($1::text[], $2::bigint[], $3::text[]) AS given (key_id, time, ip) USING (key_id)
+    WHERE last_used_time IS NULL OR last_used_time < time
+    ORDER BY key_id FOR NO KEY UPDATE OF keys
+) AS noted
+WHERE keys.key_id = noted.key_id
+"""
 
 _ACCOUNTS = select(accounts)
 _KEYS = select(*KEY_COLUMNS).where(keys.c.delete_time.is_(None))
@@ -112,7 +124,11 @@ class SqlRegistry:
         rows = [{"id": key_id, "time": when, "ip": ip} for key_id, (when, ip) in sorted(last_used.items())]
         for some in batches(rows, _NOTED_AT_ONCE):
             async with self._database.writing(urgent=False) as connection:
-                await connection.execute(statement, some)
+                if connection.dialect_name == "postgresql":
+                    columns = tuple([row[name] for row in some] for name in ("id", "time", "ip"))
+                    await connection.execute_plain(_NOTE_USED, columns)
+                else:
+                    await connection.execute(statement, some)
 
     async def _one(self, query: Select[Any], read: Callable[[Sequence[Any]], _Noun]) -> _Noun | None:
         async with self._database.reading() as connection:

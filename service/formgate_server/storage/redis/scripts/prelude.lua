@@ -32,7 +32,10 @@ local now = microseconds(redis.call('TIME'))
 -- The replication id, if it is wanted: who writes under another one has not seen all that this one has.
 local id = '-'
 if ARGV[1] == '1' then
-  id = string.match(call('INFO', 'replication'), 'master_replid:(%x%x%x%x%x%x%x%x%x%x%x%x%x%x%x%x)')
+  local told = call('INFO', 'replication')
+  -- Found as plain text first: to look for a pattern takes longer than the command itself.
+  local _, before = string.find(told, 'master_replid:', 1, true)
+  id = before and string.match(told, '^%x%x%x%x%x%x%x%x%x%x%x%x%x%x%x%x', before + 1)
 end
 
 -- All of this is run anew in each call: nothing is made here that most calls do not need.
