@@ -40,7 +40,7 @@ RESOURCE: Final = "forms/f1/submissions"
 _UNLIMITED_SIZE: Final = [("grpc.max_receive_message_length", -1)]
 _CALLS_UNDER_WAY: Final = 4
 _KEYS_A_BATCH: Final = 100
-_BATCHES_UNDER_WAY: Final = 8  # of keys that the server does not know at first: it has 1,000 of those wait, not more
+_BATCHES_UNDER_WAY: Final = 8  # of keys that the server does not know at first: it has only so many of those wait
 
 
 def check(secret: str, *, cost: int | None = None) -> CheckKeyRequest:

@@ -150,7 +150,7 @@ async def test_a_store_that_stands_still_fills_no_memory() -> None:
     """So many wait, the others are told at once; those that give up make room; then all goes on."""
     world = World(held=asyncio.Event())
     calls = [
-        asyncio.ensure_future(world.ask(f"unknown {each}", f"10.0.{each >> 8}.{each & 255}")) for each in range(5_000)
+        asyncio.ensure_future(world.ask(f"unknown {each}", f"10.0.{each >> 8}.{each & 255}")) for each in range(15_000)
     ]
     for _ in range(5):
         await asyncio.sleep(0)

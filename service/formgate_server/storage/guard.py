@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from formgate_server.core.verdict import KeyRecord
 
 _log = structlog.get_logger("formgate.guard")
-_MOST_WAITING = 1_000
+_MOST_WAITING = 10_000  # one batch of cold keys is 1,000; a waiting check is about a kilobyte
 _LOG_SECONDS = 60.0
 
 
