@@ -10,6 +10,7 @@ from sqlalchemy import URL
 
 from formgate_server.core.secrets import Peppers
 from formgate_server.storage.sql import migrate
+from formgate_server.storage.sql.fingerprints import PEPPER, Fingerprints
 from formgate_server.storage.sql.registry import SqlRegistry
 from tests.support.command import Result, run_here, run_process
 from tests.support.postgres import PostgresServer
@@ -93,9 +94,11 @@ def test_serve_says_what_it_needs(empty: URL, pepper_file: Path) -> None:
 
 
 async def write_trail(url: URL) -> None:
-    """Make an account with three rows in its trail."""
+    """Make an account with three rows in its trail, under a pepper that the database knows."""
     async with opened(url) as database:
-        registry = SqlRegistry(database, Peppers([bytes.fromhex("ab" * 32)]))
+        peppers = Peppers([bytes.fromhex("ab" * 32)])
+        await Fingerprints(database).remember(PEPPER, peppers.ids)
+        registry = SqlRegistry(database, peppers)
         async with registry.transaction() as transaction:
             await transaction.insert_account(account())
             for number in range(3):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from formgate_server.core.changes import Changes
+from formgate_server.core.changes import Changes, Effective
 from formgate_server.core.create_key import CreateKey, NewKey
 from formgate_server.core.errors import AlreadyExistsError, FailedPreconditionError, NotFoundError
 from formgate_server.core.keeper import Keeper
@@ -170,7 +170,7 @@ async def test_rotated_and_revoked_at_once(replicas: list[Replica]) -> None:
             one.rotate(CALLER, key.key_id, 1_000), revoked, other.rotate(CALLER, key.key_id, 1_000)
         )
         assert kinds(results) <= {FailedPreconditionError}
-        secrets = [secret, *(each[1] for each in (results[0], results[2]) if isinstance(each, tuple))]
+        secrets = [secret, *(each.result[1] for each in (results[0], results[2]) if isinstance(each, Effective))]
         for each in secrets:
             record = await one.find(PEPPERS.digests(each))
             assert record is not None
