@@ -85,7 +85,7 @@ async def _open_redis(stack: AsyncExitStack, settings: Settings, parts: Parts, u
     stack.push_async_callback(limiter.close)
     follow = Follow(parts.epochs, shared, freshness, time.monotonic)
     following = asyncio.create_task(follow.run(_tell_fault))
-    stack.push_async_callback(_end, following)
+    stack.push_async_callback(ended, following)
     finder = FreshKeys(parts.finder, parts.cache, freshness)
     return Counters(limiter, finder, round(settings.max_staleness * 1_000_000), freshness)
 
@@ -119,7 +119,8 @@ async def _close(limiter: MemoryLimiter | RedisLimiter) -> None:
         _log.warning("the counters could not be written; after the restart they may count a block too much")
 
 
-async def _end(task: asyncio.Task[None]) -> None:
+async def ended(task: asyncio.Task[None]) -> None:
+    """End a job that runs for ever; however it ended, nobody needs to know any more."""
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 

@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 
-from formgate_server.backends import Counters, Parts, UnfitRedisError, open_counters
+from formgate_server.backends import Counters, Parts, UnfitRedisError, ended, open_counters
 from formgate_server.core.attempts import Attempts
 from formgate_server.core.authenticate import Authenticate
 from formgate_server.core.changes import Changes
@@ -247,7 +247,7 @@ async def _usage(  # noqa: PLR0913, PLR0917 - what usage goes through
     settle = Settle(stores.usage, stores.counters.limiter, policies)
     prune = Prune(stores.usage, SqlEpochs(database), SqlReservations(database), clock, _keep(settings))
     for job in (settle.run(_tell_owed), prune.run(_tell_pruned)):
-        stack.push_async_callback(_end, asyncio.create_task(job))
+        stack.push_async_callback(ended, asyncio.create_task(job))
     record_usage = RecordUsage(stores.usage, settle, policies, clock)
     stack.push_async_callback(record_usage.finish)
     return record_usage
@@ -255,11 +255,6 @@ async def _usage(  # noqa: PLR0913, PLR0917 - what usage goes through
 
 def _keep(settings: Settings) -> Keep:
     return Keep(settings.usage_days * DAY, settings.usage_months * LONGEST_MONTH)
-
-
-async def _end(job: asyncio.Task[None]) -> None:
-    job.cancel()
-    await asyncio.gather(job, return_exceptions=True)
 
 
 def _tell_owed(trouble: Exception | None) -> None:
