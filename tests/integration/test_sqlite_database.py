@@ -59,6 +59,19 @@ async def database(file: Path) -> AsyncIterator[Database]:
 # -------------------------------------------------------------------------------------------------------- many at once
 
 
+async def test_a_new_file_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
+    """Whoever opens a new file while another writes to it waits, where SQLite itself would refuse at once."""
+    file = tmp_path / "formgate.db"
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        upgrade = asyncio.create_task(migrate.upgrade(database_url(file)))
+        done, _ = await asyncio.wait([upgrade], timeout=0.3)
+        assert not done
+        other.execute("ROLLBACK")
+    await upgrade
+    assert await migrate.current(database_url(file)) == migrate.head()
+
+
 async def test_two_engines_write_at_once(file: Path) -> None:
     """Each change of each engine counts: none is lost and none fails because the other is writing."""
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import sqlite3
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -15,6 +17,7 @@ from urllib.parse import quote
 from sqlalchemy import bindparam, event
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.util import await_only
 
 from formgate_server.storage.sql.connection import finished
 from formgate_server.storage.sql.parts import Parts
@@ -23,11 +26,12 @@ if TYPE_CHECKING:
     import aiosqlite
     from sqlalchemy import ColumnElement, Select
     from sqlalchemy import Connection as SyncConnection
-    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
     from sqlalchemy.pool import ConnectionPoolEntry
 
 _READERS = 4
 _BUSY_MILLISECONDS = 10_000  # another process, such as a backup, may hold the file for a moment
+_AGAIN_SECONDS = 0.02
 
 _json = partial(json.dumps, ensure_ascii=False, separators=(",", ":"))
 
@@ -59,17 +63,32 @@ def _engine(url: URL, pragma: str, **options: object) -> AsyncEngine:
         json_serializer=_json,
         **options,
     )
-    pragmas = ("journal_mode = WAL", "foreign_keys = ON", pragma)
 
     def prepare(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()
-        for each in pragmas:
+        _write_ahead(cursor)
+        for each in ("foreign_keys = ON", pragma):
             cursor.execute(f"PRAGMA {each}")
         cursor.close()
 
     event.listen(engine.sync_engine, "connect", prepare)
     event.listen(engine.sync_engine, "invalidate", _roll_back)
     return engine
+
+
+def _write_ahead(cursor: DBAPICursor) -> None:
+    # Of several who do this to a new file at once, SQLite refuses all but one without any waiting for it: each has
+    # read the file, and none could go on while the others wait. So whoever is refused lets go, and comes again.
+    until = time.monotonic() + _BUSY_MILLISECONDS / 1000
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            await_only(asyncio.sleep(_AGAIN_SECONDS * random.random()))  # noqa: S311 - to come apart
+        else:
+            return
 
 
 def _roll_back(connection: DBAPIConnection, _: ConnectionPoolEntry, __: BaseException | None) -> None:
