@@ -210,6 +210,8 @@ def test_limits(manager: Client, account: str, limits: list[nouns.Limit], expect
     for status in answer.limits:
         assert (status.amount, status.remaining, status.unlimited) == (1, 0, False)
         assert status.HasField("reset_time") == (status.name != "a" or returns)
+    windows = {each.name: each.window for each in limits if each.HasField("window")}
+    assert {each.name: each.window for each in answer.limits if each.HasField("window")} == windows
 
 
 def test_a_denial_charges_nothing(manager: Client, account: str) -> None:

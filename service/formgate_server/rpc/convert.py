@@ -441,3 +441,5 @@ def tell_limit(message: resources_pb2.LimitStatus, value: Standing) -> None:
         told.seconds, micros = divmod(reset_time, _SECOND)
         if micros:
             told.nanos = micros * 1_000
+    if isinstance(limit_.per, model.Rolling):
+        message.window.CopyFrom(to_duration(limit_.per.window) or Duration())

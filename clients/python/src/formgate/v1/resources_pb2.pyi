@@ -338,6 +338,7 @@ class LimitStatus(_message.Message):
     REMAINING_FIELD_NUMBER: _builtins.int
     RESET_TIME_FIELD_NUMBER: _builtins.int
     UNLIMITED_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The limit's name."""
     holder: Global___Holder.ValueType
@@ -354,6 +355,10 @@ class LimitStatus(_message.Message):
         window's last charge has left it. Absent: nothing is charged, or (lifetime, unlimited) it never comes back.
         """
 
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration:
+        """Of a rolling limit: its window. Absent: a calendar period's or a lifetime's."""
+
     def __init__(
         self,
         *,
@@ -363,10 +368,11 @@ class LimitStatus(_message.Message):
         remaining: _builtins.int = ...,
         reset_time: _timestamp_pb2.Timestamp | None = ...,
         unlimited: _builtins.bool = ...,
+        window: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "amount", b"amount", "reset_time", b"reset_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "amount", b"amount", "reset_time", b"reset_time", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "amount", b"amount", "holder", b"holder", "name", b"name", "remaining", b"remaining", "reset_time", b"reset_time", "unlimited", b"unlimited"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "amount", b"amount", "holder", b"holder", "name", b"name", "remaining", b"remaining", "reset_time", b"reset_time", "unlimited", b"unlimited", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__amount: _TypeAlias = _typing.Literal["amount"]  # noqa: Y015
     _WhichOneofArgType__amount: _TypeAlias = _typing.Literal["_amount", b"_amount"]  # noqa: Y015
