@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -69,6 +69,7 @@ _log = structlog.get_logger("formgate.bootstrap")
 
 _BEATS_A_FLUSH = 5
 _STUCK_SECONDS = 10.0
+_RENEWED_AT_ONCE = 1_000
 _SHORTEST_TOKEN, _LONGEST_TOKEN = 32, 256
 
 
@@ -101,6 +102,21 @@ async def upgrade_database(settings: Settings) -> None:
             if settings.pepper_file is None:
                 folder.peppers()  # made before the database: one without the other is taken for a loss
             await migrate.upgrade(folder.database_url())
+
+
+async def renew_epochs(settings: Settings, on_progress: Callable[[int], None]) -> int:
+    """Raise every account's epoch above all that there ever was, and return how many. Raises StartError.
+
+    After a restore, Redis and servers may know of changes that the database has forgotten.
+    """
+    with _explained():
+        async with AsyncExitStack() as stack:
+            epochs = SqlEpochs(await _alone(stack, settings, "stop it first: it holds what the restore has undone"))
+            renewed, last = 0, ""
+            while account_ids := await epochs.renew(last, _RENEWED_AT_ONCE):
+                renewed, last = renewed + len(account_ids), account_ids[-1]
+                on_progress(renewed)
+            return renewed
 
 
 async def verify_audit(settings: Settings, account_id: str | None, retired: Iterable[Path] = ()) -> dict[str, Findings]:
@@ -280,19 +296,25 @@ async def prune(settings: Settings, batch: int, on_progress: OnProgress | None) 
     """
     with _explained():
         async with AsyncExitStack() as stack:
-            if settings.database_url is not None:
-                url: str | URL = settings.database_url.get_secret_value()
-            else:
-                url = stack.enter_context(closing(_folder_alone(settings))).database_url()
-            database = open_database(url, pool=SMALLEST_POOL)
-            stack.push_async_callback(database.close)
-            await migrate.check(database)
+            database = await _alone(stack, settings, "a running server deletes old usage by itself, every hour")
             ledger, epochs, reservations = SqlUsageLedger(database), SqlEpochs(database), SqlReservations(database)
             old = Prune(ledger, epochs, reservations, SystemClock(), _keep(settings), batch)
             return await (old.count() if on_progress is None else old(on_progress))
 
 
-def _folder_alone(settings: Settings) -> DataFolder:
+async def _alone(stack: AsyncExitStack, settings: Settings, instead: str) -> Database:
+    """Open the database for a command of its own. Raises StartError, and ``instead``, where a server has its folder."""
+    if settings.database_url is not None:
+        url: str | URL = settings.database_url.get_secret_value()
+    else:
+        url = stack.enter_context(closing(_folder_alone(settings, instead))).database_url()
+    database = open_database(url, pool=SMALLEST_POOL)
+    stack.push_async_callback(database.close)
+    await migrate.check(database)
+    return database
+
+
+def _folder_alone(settings: Settings, instead: str) -> DataFolder:
     """Lock the embedded default's folder, which must be there. Raises StartError."""
     if not (settings.data / "formgate.db").exists():
         message = f"there is no database {settings.data.absolute() / 'formgate.db'}"
@@ -300,7 +322,7 @@ def _folder_alone(settings: Settings) -> DataFolder:
     try:
         return DataFolder(settings.data)
     except DataFolderError as error:
-        message = f"{error}; a running server deletes old usage by itself, every hour"
+        message = f"{error}; {instead}"
         raise StartError(message) from error
 
 

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from formgate_server import log, metrics
 from formgate_server.bootstrap import Addresses, StartError, build, prune, upgrade_database
+from formgate_server.bootstrap import renew_epochs as renew_all
 from formgate_server.core.prune import OnProgress
 from formgate_server.settings import Settings
 from formgate_server.wire.http import HttpServer
@@ -45,6 +46,11 @@ def serve(settings: Settings) -> int:
 def migrate(settings: Settings) -> None:
     """Bring the database to this version. Raises StartError where that can not be."""
     uvloop.run(upgrade_database(settings))
+
+
+def renew_epochs(settings: Settings, on_progress: Callable[[int], None]) -> int:
+    """Raise every account's epoch, as after a restore, and return how many. Raises StartError where that can not be."""
+    return uvloop.run(renew_all(settings, on_progress))
 
 
 def prune_usage(settings: Settings, batch: int, on_progress: OnProgress | None) -> dict[str, int]:

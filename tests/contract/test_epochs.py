@@ -67,3 +67,21 @@ async def test_old_changes_are_forgotten(stores: Stores) -> None:
     assert await stores.epochs.forget(ahead, 10) == 1
     assert (await stores.epochs.since(began)).epochs == {}
     assert await stores.epochs.of(["acme"]) == {"acme": 4}
+
+
+async def test_epochs_are_renewed_beyond_all_that_were_forgotten(stores: Stores) -> None:
+    """So many accounts at a time, in order; each epoch is told as any other, and above what it was before a restore."""
+    for account_id in ("b", "c"):
+        async with stores.registry.transaction() as transaction:
+            await transaction.insert_account(account(account_id))
+    began = (await stores.epochs.since(None)).until
+    assert await stores.epochs.renew("", 2) == ["acme", "b"]
+    assert await stores.epochs.renew("b", 2) == ["c"]
+    assert await stores.epochs.renew("c", 2) == []
+    renewed = await stores.epochs.of(["acme", "b", "c"])
+    assert all(epoch >= began > 1_000_000 for epoch in renewed.values())
+    assert (await stores.epochs.since(began)).epochs == renewed
+    await stores.epochs.renew("", 10)
+    again = await stores.epochs.of(["acme", "b", "c"])
+    assert all(again[account_id] > renewed[account_id] for account_id in renewed)
+    assert await raised(stores) == again["acme"] + 1

@@ -197,7 +197,14 @@ def serve(
     raise typer.Exit(run(given))
 
 
-def migrate(*, data: Data = None) -> None:
+def migrate(
+    *,
+    data: Data = None,
+    restored: Annotated[
+        bool,
+        typer.Option("--restored", help="It was put back from a backup: nothing that was known of it counts any more."),
+    ] = False,
+) -> None:
     """Bring the database to this version's form. `serve` does that by itself in the data folder.
 
     PostgreSQL, FORMGATE_DATABASE_URL, is brought there by this command only.
@@ -208,6 +215,10 @@ def migrate(*, data: Data = None) -> None:
 
     try:
         run(given)
+        if restored:
+            from formgate_server.cli.restored import renew
+
+            renew(given)
     except StartError as error:
         raise CommandError(str(error), ExitCode.REFUSED) from None
 

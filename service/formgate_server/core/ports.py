@@ -234,6 +234,13 @@ class Epochs(Protocol):
         """Delete at most ``most`` changes from before ``before``, and return how many."""
         ...
 
+    async def renew(self, after: str, most: int) -> Sequence[str]:
+        """Raise the epochs of the next ``most`` accounts after ``after``, and return their ids in order.
+
+        Each is then above all that the account ever had, those included that the database has forgotten.
+        """
+        ...
+
 
 class Transaction(Protocol):
     """A change under way: all of it, the audit rows included, is committed together or not at all.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from formgate_server.core.ports import News
@@ -36,3 +37,14 @@ class MemoryEpochs:
         for each in over:
             del self._tables.changes[each]
         return len(over)
+
+    async def renew(self, after: str, most: int) -> Sequence[str]:
+        """See ``Epochs``."""
+        accounts = self._tables.accounts
+        now = time.time_ns() // 1_000
+        account_ids = sorted(each for each in accounts if each > after)[:most]
+        for each in account_ids:
+            epoch = max(accounts[each].epoch + 1, now)
+            accounts[each] = replace(accounts[each], epoch=epoch)
+            self._tables.changes[each, epoch] = now
+        return account_ids

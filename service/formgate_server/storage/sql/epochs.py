@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, ColumnElement, Select, delete, func, insert, literal_column, select, tuple_
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    case,
+    delete,
+    func,
+    insert,
+    literal_column,
+    select,
+    tuple_,
+    update,
+)
 
 from formgate_server.core.ports import News
 from formgate_server.storage.sql.dialect import batches
@@ -68,6 +80,21 @@ class SqlEpochs:
                 delete(changes).where(tuple_(changes.c.account_id, changes.c.epoch).in_(over))
             )
             return gone.rowcount
+
+    async def renew(self, after: str, most: int) -> Sequence[str]:
+        """See ``Epochs``. They count changes, from 1 or from the microsecond of the last ``renew``: time is beyond."""
+        next_ones = select(accounts.c.account_id).where(accounts.c.account_id > after)
+        async with self._database.writing(urgent=False) as connection:
+            found = await connection.execute(next_ones.order_by(accounts.c.account_id).limit(most))
+            account_ids: list[str] = list(found.scalars())
+            if account_ids:
+                time = clock(connection.dialect_name)
+                these = accounts.c.account_id.between(account_ids[0], account_ids[-1])
+                beyond = case((accounts.c.epoch >= time, accounts.c.epoch + 1), else_=time)
+                await connection.execute(update(accounts).where(these).values(epoch=beyond))
+                raised = select(accounts.c.account_id, accounts.c.epoch, time).where(these)
+                await connection.execute(insert(changes).from_select(["account_id", "epoch", "time"], raised))
+            return account_ids
 
 
 async def _pairs(connection: Connection, query: Select[Any]) -> dict[str, int]:
