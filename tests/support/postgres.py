@@ -24,8 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +54,8 @@ if os.getppid() == parent:
     os.execv(sys.argv[4], sys.argv[4:])
 """
 _START_SECONDS = 30.0
+FOLLOWED = ("wal_level=replica", "max_wal_senders=4", "hot_standby=on")
+"""Settings of a server that others follow."""
 _TEMPLATE = "formgate_template"
 # A process that is killed loses nothing that the kernel has; only a machine that is lost does, and no test does that.
 _UNSYNCED = ("fsync=off",)
@@ -142,6 +144,7 @@ class PostgresServer:
         self.folder = Path(tempfile.mkdtemp(prefix="formgate-postgres-"))
         self.password = secrets.token_hex(8)
         self.port = 0
+        self._given = options
         self._options = (*_SMALL, *_UNSYNCED, *(() if durable else _QUICK), "max_connections=100", *options)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -177,6 +180,24 @@ class PostgresServer:
                 os.chown(path, uid, gid)
         made = ("--username=postgres", "--auth=password", f"--pwfile={words}", "--encoding=UTF8", "--locale=C.UTF-8")
         _run(str(programs() / "initdb"), "--no-sync", "--no-instructions", *made, f"--pgdata={self.folder / 'data'}")
+
+    @contextmanager
+    def standby(self) -> Iterator[PostgresServer]:
+        """Start a server that follows this one, which must have been told to have followers (``FOLLOWED``)."""
+        standby = PostgresServer(*self._given)
+        standby.password = self.password
+        uid, gid = _account()
+        data = standby.folder / "data"
+        if uid:
+            os.chown(standby.folder, uid, gid)
+        url = self.url().render_as_string(hide_password=False)
+        copied = ("--checkpoint=fast", "--no-sync", "--write-recovery-conf", f"--dbname={url}", f"--pgdata={data}")
+        try:
+            _run(str(programs() / "pg_basebackup"), *copied)
+            standby.start()
+            yield standby
+        finally:
+            standby._remove()
 
     def start(self) -> None:
         """Start the server; ready when this returns."""
