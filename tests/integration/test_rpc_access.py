@@ -63,11 +63,18 @@ def _record(target: Target, bond: str) -> authorization_pb2.UsageRecord:
     return authorization_pb2.UsageRecord(record_id=record_id, key_id=target.key_id, units=1)
 
 
+def _settlement(target: Target) -> authorization_pb2.LeaseSettlement:
+    return authorization_pb2.LeaseSettlement(account_id=target.account_id, key_id=target.key_id, lease_id="l1")
+
+
 # A good request of every method; the bond is the caller's.
 REQUESTS: dict[str, Callable[[Target, str], Message]] = {
     "CheckKey": lambda t, _: _check(t),
     "BatchCheckKeys": lambda t, _: authorization_pb2.BatchCheckKeysRequest(requests=[_check(t)]),
     "RecordUsage": lambda t, bond: authorization_pb2.RecordUsageRequest(records=[_record(t, bond)]),
+    "LeaseKey": lambda t, _: authorization_pb2.LeaseKeyRequest(key=t.secret, want_units=1),
+    "SettleLeases": lambda t, _: authorization_pb2.SettleLeasesRequest(settlements=[_settlement(t)]),
+    "WatchEpochs": lambda t, _: authorization_pb2.WatchEpochsRequest(watch=[t.account_id]),
     "CreateKey": lambda t, _: keys_pb2.CreateKeyRequest(account_id=t.account_id),
     "GetKey": lambda t, _: keys_pb2.GetKeyRequest(key_id=t.key_id),
     "ListKeys": lambda t, _: keys_pb2.ListKeysRequest(account_id=t.account_id),
@@ -118,6 +125,8 @@ def _allowed(method: MethodDescriptor) -> set[str]:
 
 def _expected(name: str, bond: str) -> str:
     """Return how a call ends that the caller's role allows."""
+    if name in ("LeaseKey", "SettleLeases", "WatchEpochs"):
+        return "UNIMPLEMENTED UNIMPLEMENTED"
     if name == "CreateAccount":
         return "PERMISSION_DENIED TOKEN_BOUND" if bond in (*OTHER, "own account") else "OK"
     if bond not in OTHER or name in OPEN_LISTS:

@@ -119,15 +119,20 @@ class Client:
         self.metadata = ((("authorization", f"Bearer {token}"),) if token else ()) + tuple(metadata)
         self.channel = grpc.insecure_channel(address, options=(("grpc.max_receive_message_length", -1),))
         self._calls: dict[str, Any] = {}
+        self._streams: set[str] = set()
         for file, stub in _STUBS:
             for service in file.services_by_name.values():
                 bound = stub(self.channel)
                 for method in service.methods:
                     self._calls[method.input_type.full_name] = getattr(bound, method.name)
+                    if method.server_streaming:
+                        self._streams.update((method.input_type.full_name, path(method)))
 
     def __call__(self, request: Message, *metadata: tuple[str, str | bytes]) -> Any:
-        """Return the answer. Raises grpc.RpcError."""
+        """Return the answer; of a stream of answers the first. Raises grpc.RpcError."""
         call = self._calls[request.DESCRIPTOR.full_name]
+        if request.DESCRIPTOR.full_name in self._streams:
+            return _first(call(iter([request]), metadata=(*self.metadata, *metadata), timeout=DEADLINE))
         return call(request, metadata=(*self.metadata, *metadata), timeout=DEADLINE)
 
     def outcome(self, request: Message, *metadata: tuple[str, str | bytes]) -> Any:
@@ -160,10 +165,14 @@ class Client:
 
     def raw(self, method: str, payload: bytes, metadata: Metadata | None = None) -> bytes | Refusal:
         """Send bytes to the path of a method, and return those of the answer, or how it was refused."""
-        call: Any = self.channel.unary_unary(method)
         sent = self.metadata if metadata is None else tuple(metadata)
         try:
-            answer: bytes = call(payload, metadata=sent, timeout=DEADLINE)
+            if method in self._streams:
+                call: Any = self.channel.stream_stream(method)
+                answer: bytes = _first(call(iter([payload]), metadata=sent, timeout=DEADLINE))
+            else:
+                call = self.channel.unary_unary(method)
+                answer = call(payload, metadata=sent, timeout=DEADLINE)
         except grpc.RpcError as error:
             return Refusal.of(error)
         return answer
@@ -171,6 +180,14 @@ class Client:
     def close(self) -> None:
         """Close the connection."""
         self.channel.close()
+
+
+def _first(answers: Any) -> Any:
+    """Return the first of a stream of answers, and end the stream."""
+    try:
+        return next(answers)
+    finally:
+        answers.cancel()
 
 
 def check_details(refusal: Refusal) -> None:

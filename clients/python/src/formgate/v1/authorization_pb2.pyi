@@ -173,6 +173,34 @@ OUTCOME_REJECTED: Outcome.ValueType  # 4
 """Not acceptable, whenever it is sent; nothing counted."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
+class _LeaseRefusalReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LeaseRefusalReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LeaseRefusalReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LEASE_REFUSAL_REASON_UNSPECIFIED: _LeaseRefusalReason.ValueType  # 0
+    """Never sent."""
+    LEASE_REFUSAL_REASON_OFF: _LeaseRefusalReason.ValueType  # 1
+    """The policy grants none."""
+    LEASE_REFUSAL_REASON_DEGRADED: _LeaseRefusalReason.ValueType  # 2
+    """A store is away: every check is to be asked."""
+    LEASE_REFUSAL_REASON_TOO_LITTLE_LEFT: _LeaseRefusalReason.ValueType  # 3
+    """Too little is left of a limit, or of the key's or a period's time."""
+
+class LeaseRefusalReason(_LeaseRefusalReason, metaclass=_LeaseRefusalReasonEnumTypeWrapper):
+    """Why there is no lease now."""
+
+LEASE_REFUSAL_REASON_UNSPECIFIED: LeaseRefusalReason.ValueType  # 0
+"""Never sent."""
+LEASE_REFUSAL_REASON_OFF: LeaseRefusalReason.ValueType  # 1
+"""The policy grants none."""
+LEASE_REFUSAL_REASON_DEGRADED: LeaseRefusalReason.ValueType  # 2
+"""A store is away: every check is to be asked."""
+LEASE_REFUSAL_REASON_TOO_LITTLE_LEFT: LeaseRefusalReason.ValueType  # 3
+"""Too little is left of a limit, or of the key's or a period's time."""
+Global___LeaseRefusalReason: _TypeAlias = LeaseRefusalReason  # noqa: Y015
+
 @_typing.final
 class CheckKeyRequest(_message.Message):
     """A request to decide."""
@@ -761,3 +789,453 @@ class UsageResult(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UsageResult: _TypeAlias = UsageResult  # noqa: Y015
+
+@_typing.final
+class LeaseKeyRequest(_message.Message):
+    """A key to be leased."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    SOURCE_IP_FIELD_NUMBER: _builtins.int
+    WANT_UNITS_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    RULES_ID_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The key itself."""
+    source_ip: _builtins.str
+    """The end user's address, IPv4 or IPv6, of the check for which the lease is wanted."""
+    want_units: _builtins.int
+    """How many units are wanted, 1 to 10^9. So many are leased at most; fewer where a limit has not twice as many left."""
+    lease_id: _builtins.str
+    """An id of this lease, new for each. Whoever lost the answer gives the lease back by it. Empty: the server makes one."""
+    rules_id: _builtins.bytes
+    """The `rules_id` of the rules that the caller has of this key. Those that are still the same are not sent again."""
+    policy: _builtins.str
+    """Only this policy's keys count; others are KEY_NOT_FOUND."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        source_ip: _builtins.str = ...,
+        want_units: _builtins.int = ...,
+        lease_id: _builtins.str = ...,
+        rules_id: _builtins.bytes = ...,
+        policy: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "lease_id", b"lease_id", "policy", b"policy", "rules_id", b"rules_id", "source_ip", b"source_ip", "want_units", b"want_units"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseKeyRequest: _TypeAlias = LeaseKeyRequest  # noqa: Y015
+
+@_typing.final
+class LeaseKeyResponse(_message.Message):
+    """A lease, or why there is none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    DENIAL_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lease(self) -> Global___Lease:
+        """The caller may decide by this."""
+
+    @_builtins.property
+    def denial(self) -> Global___CheckKeyResponse:
+        """The key is denied, whatever is asked of it: as a check from `source_ip` would say that wants nothing but to
+        authenticate, up to IP_NOT_ALLOWED.
+        """
+
+    @_builtins.property
+    def refusal(self) -> Global___LeaseRefusal:
+        """The key is not denied, but each of its checks is to be asked."""
+
+    def __init__(
+        self,
+        *,
+        lease: Global___Lease | None = ...,
+        denial: Global___CheckKeyResponse | None = ...,
+        refusal: Global___LeaseRefusal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["denial", b"denial", "lease", b"lease", "refusal", b"refusal", "result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denial", b"denial", "lease", b"lease", "refusal", b"refusal", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["lease", "denial", "refusal"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___LeaseKeyResponse: _TypeAlias = LeaseKeyResponse  # noqa: Y015
+
+@_typing.final
+class Lease(_message.Message):
+    """The right to decide a key's checks, for a moment. Whoever holds it decides as the service would have at `epoch`, and
+    never admits more than `units`. It ends with `duration`, or earlier: when a newer epoch of the account is told.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    UNITS_FIELD_NUMBER: _builtins.int
+    UNLIMITED_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    RULES_ID_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.str
+    """Its id."""
+    units: _builtins.int
+    """Units that may be admitted under it, all of them charged already; >= 1. Of no meaning where `unlimited`."""
+    unlimited: _builtins.bool
+    """Whether nothing that the key is charged by has an amount: any number may be admitted."""
+    epoch: _builtins.int
+    """The account's epoch by which it was granted."""
+    rules_id: _builtins.bytes
+    """What tells these rules from others."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """How long it may be used, from the moment at which it was asked for, by a clock of the holder's that never jumps."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When that is over, by the server's clock."""
+
+    @_builtins.property
+    def rules(self) -> Global___LeaseRules:
+        """By what to decide. Absent where the request named the same `rules_id`."""
+
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.LimitStatus]:
+        """Where each limit of the key and its account stands, all of the lease charged."""
+
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.str = ...,
+        units: _builtins.int = ...,
+        unlimited: _builtins.bool = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.int = ...,
+        rules_id: _builtins.bytes = ...,
+        rules: Global___LeaseRules | None = ...,
+        limits: _abc.Iterable[_resources_pb2.LimitStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "expire_time", b"expire_time", "rules", b"rules"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "epoch", b"epoch", "expire_time", b"expire_time", "lease_id", b"lease_id", "limits", b"limits", "rules", b"rules", "rules_id", b"rules_id", "units", b"units", "unlimited", b"unlimited"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lease: _TypeAlias = Lease  # noqa: Y015
+
+@_typing.final
+class LeaseRules(_message.Message):
+    """All that is needed to decide a key's checks, but for its limits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PermissionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _resources_pb2.Level.ValueType
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _resources_pb2.Level.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class HttpMethodsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _resources_pb2.Level.ValueType
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _resources_pb2.Level.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    KEY_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    GRANTS_FIELD_NUMBER: _builtins.int
+    HAS_CEILING_FIELD_NUMBER: _builtins.int
+    CEILING_FIELD_NUMBER: _builtins.int
+    PERMISSIONS_FIELD_NUMBER: _builtins.int
+    OPEN_CATALOGUE_FIELD_NUMBER: _builtins.int
+    HTTP_METHODS_FIELD_NUMBER: _builtins.int
+    API_GROUPS_FIELD_NUMBER: _builtins.int
+    IP_RULES_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    """Its account's policy, as `CheckKeyRequest.policy` names it."""
+    has_ceiling: _builtins.bool
+    """Whether it may besides do only what `ceiling` grants."""
+    open_catalogue: _builtins.bool
+    """Whether any `noun.verb` is a permission besides."""
+    @_builtins.property
+    def key(self) -> Global___CheckedKey:
+        """The key, as verdicts tell it."""
+
+    @_builtins.property
+    def grants(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Grant]:
+        """What the key may do, inherited rights included."""
+
+    @_builtins.property
+    def ceiling(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Grant]:
+        """What its creator may do."""
+
+    @_builtins.property
+    def permissions(self) -> _containers.ScalarMap[_builtins.str, _resources_pb2.Level.ValueType]:
+        """The policy's permissions, each with the lowest level that holds it; LEVEL_UNSPECIFIED: no level does."""
+
+    @_builtins.property
+    def http_methods(self) -> _containers.ScalarMap[_builtins.str, _resources_pb2.Level.ValueType]:
+        """The level that each HTTP method needs; `*`: any other. Empty: methods are ignored."""
+
+    @_builtins.property
+    def api_groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The API groups that the key may use. Empty: all."""
+
+    @_builtins.property
+    def ip_rules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Whence it may be used, as in the key. Empty: anywhere."""
+
+    def __init__(
+        self,
+        *,
+        key: Global___CheckedKey | None = ...,
+        policy: _builtins.str = ...,
+        grants: _abc.Iterable[_resources_pb2.Grant] | None = ...,
+        has_ceiling: _builtins.bool = ...,
+        ceiling: _abc.Iterable[_resources_pb2.Grant] | None = ...,
+        permissions: _abc.Mapping[_builtins.str, _resources_pb2.Level.ValueType] | None = ...,
+        open_catalogue: _builtins.bool = ...,
+        http_methods: _abc.Mapping[_builtins.str, _resources_pb2.Level.ValueType] | None = ...,
+        api_groups: _abc.Iterable[_builtins.str] | None = ...,
+        ip_rules: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_groups", b"api_groups", "ceiling", b"ceiling", "grants", b"grants", "has_ceiling", b"has_ceiling", "http_methods", b"http_methods", "ip_rules", b"ip_rules", "key", b"key", "open_catalogue", b"open_catalogue", "permissions", b"permissions", "policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseRules: _TypeAlias = LeaseRules  # noqa: Y015
+
+@_typing.final
+class LeaseRefusal(_message.Message):
+    """There is no lease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
+    reason: Global___LeaseRefusalReason.ValueType
+    """Why."""
+    @_builtins.property
+    def retry_after(self) -> _duration_pb2.Duration:
+        """For how long it is of no use to ask again."""
+
+    def __init__(
+        self,
+        *,
+        reason: Global___LeaseRefusalReason.ValueType = ...,
+        retry_after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retry_after", b"retry_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "retry_after", b"retry_after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseRefusal: _TypeAlias = LeaseRefusal  # noqa: Y015
+
+@_typing.final
+class SettleLeasesRequest(_message.Message):
+    """Leases to be settled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETTLEMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def settlements(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseSettlement]:
+        """1 to 1,000."""
+
+    def __init__(
+        self,
+        *,
+        settlements: _abc.Iterable[Global___LeaseSettlement] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["settlements", b"settlements"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleLeasesRequest: _TypeAlias = SettleLeasesRequest  # noqa: Y015
+
+@_typing.final
+class LeaseSettlement(_message.Message):
+    """What is left of a lease, by the token that it was granted to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    UNUSED_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The key's account."""
+    key_id: _builtins.str
+    """The key."""
+    lease_id: _builtins.str
+    """The lease."""
+    unused: _builtins.int
+    """Units that were not admitted under it, and never will be, >= 0. More than was leased counts as all of it."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        lease_id: _builtins.str = ...,
+        unused: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "key_id", b"key_id", "lease_id", b"lease_id", "unused", b"unused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseSettlement: _TypeAlias = LeaseSettlement  # noqa: Y015
+
+@_typing.final
+class SettleLeasesResponse(_message.Message):
+    """Leases that are settled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GIVEN_BACK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def given_back(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Units given back, one number for each settlement, in order: 0 where the lease is settled already, is not known (any
+        more), or another period has begun.
+        """
+
+    def __init__(
+        self,
+        *,
+        given_back: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["given_back", b"given_back"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleLeasesResponse: _TypeAlias = SettleLeasesResponse  # noqa: Y015
+
+@_typing.final
+class WatchEpochsRequest(_message.Message):
+    """Accounts to be told of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WATCH_FIELD_NUMBER: _builtins.int
+    FORGET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def watch(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of accounts to watch from now on, at most 1,000 in a message and 10,000 in all. Each one's epoch is told at once."""
+
+    @_builtins.property
+    def forget(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of accounts of which nothing is to be told any more."""
+
+    def __init__(
+        self,
+        *,
+        watch: _abc.Iterable[_builtins.str] | None = ...,
+        forget: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forget", b"forget", "watch", b"watch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchEpochsRequest: _TypeAlias = WatchEpochsRequest  # noqa: Y015
+
+@_typing.final
+class WatchEpochsResponse(_message.Message):
+    """New epochs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCHS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def epochs(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccountEpoch]:
+        """At least one."""
+
+    def __init__(
+        self,
+        *,
+        epochs: _abc.Iterable[Global___AccountEpoch] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchEpochsResponse: _TypeAlias = WatchEpochsResponse  # noqa: Y015
+
+@_typing.final
+class AccountEpoch(_message.Message):
+    """An account's epoch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """The account."""
+    epoch: _builtins.int
+    """Its epoch. 0: it is not known; a lease of any epoch is over then."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "epoch", b"epoch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccountEpoch: _TypeAlias = AccountEpoch  # noqa: Y015

@@ -50,6 +50,21 @@ class AuthorizationServiceStub(object):
                 request_serializer=formgate_dot_v1_dot_authorization__pb2.RecordUsageRequest.SerializeToString,
                 response_deserializer=formgate_dot_v1_dot_authorization__pb2.RecordUsageResponse.FromString,
                 _registered_method=True)
+        self.LeaseKey = channel.unary_unary(
+                '/formgate.v1.AuthorizationService/LeaseKey',
+                request_serializer=formgate_dot_v1_dot_authorization__pb2.LeaseKeyRequest.SerializeToString,
+                response_deserializer=formgate_dot_v1_dot_authorization__pb2.LeaseKeyResponse.FromString,
+                _registered_method=True)
+        self.SettleLeases = channel.unary_unary(
+                '/formgate.v1.AuthorizationService/SettleLeases',
+                request_serializer=formgate_dot_v1_dot_authorization__pb2.SettleLeasesRequest.SerializeToString,
+                response_deserializer=formgate_dot_v1_dot_authorization__pb2.SettleLeasesResponse.FromString,
+                _registered_method=True)
+        self.WatchEpochs = channel.stream_stream(
+                '/formgate.v1.AuthorizationService/WatchEpochs',
+                request_serializer=formgate_dot_v1_dot_authorization__pb2.WatchEpochsRequest.SerializeToString,
+                response_deserializer=formgate_dot_v1_dot_authorization__pb2.WatchEpochsResponse.FromString,
+                _registered_method=True)
 
 
 class AuthorizationServiceServicer(object):
@@ -77,6 +92,29 @@ class AuthorizationServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LeaseKey(self, request, context):
+        """Lets the caller decide a key's checks by itself, for a moment and for so many units, which are charged at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettleLeases(self, request, context):
+        """Gives back what leases did not use: once for each `lease_id`, however often it is sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchEpochs(self, request_iterator, context):
+        """Tells at once of each new epoch of the accounts that are watched: what was leased by an older one is over then. Ends
+        when the server does, and where the caller does not read what it is told: watch again, elsewhere. Meanwhile, and
+        where a message is lost, a lease ends by itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuthorizationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +132,21 @@ def add_AuthorizationServiceServicer_to_server(servicer, server):
                     servicer.RecordUsage,
                     request_deserializer=formgate_dot_v1_dot_authorization__pb2.RecordUsageRequest.FromString,
                     response_serializer=formgate_dot_v1_dot_authorization__pb2.RecordUsageResponse.SerializeToString,
+            ),
+            'LeaseKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaseKey,
+                    request_deserializer=formgate_dot_v1_dot_authorization__pb2.LeaseKeyRequest.FromString,
+                    response_serializer=formgate_dot_v1_dot_authorization__pb2.LeaseKeyResponse.SerializeToString,
+            ),
+            'SettleLeases': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleLeases,
+                    request_deserializer=formgate_dot_v1_dot_authorization__pb2.SettleLeasesRequest.FromString,
+                    response_serializer=formgate_dot_v1_dot_authorization__pb2.SettleLeasesResponse.SerializeToString,
+            ),
+            'WatchEpochs': grpc.stream_stream_rpc_method_handler(
+                    servicer.WatchEpochs,
+                    request_deserializer=formgate_dot_v1_dot_authorization__pb2.WatchEpochsRequest.FromString,
+                    response_serializer=formgate_dot_v1_dot_authorization__pb2.WatchEpochsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +231,87 @@ class AuthorizationService(object):
             '/formgate.v1.AuthorizationService/RecordUsage',
             formgate_dot_v1_dot_authorization__pb2.RecordUsageRequest.SerializeToString,
             formgate_dot_v1_dot_authorization__pb2.RecordUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaseKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/formgate.v1.AuthorizationService/LeaseKey',
+            formgate_dot_v1_dot_authorization__pb2.LeaseKeyRequest.SerializeToString,
+            formgate_dot_v1_dot_authorization__pb2.LeaseKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleLeases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/formgate.v1.AuthorizationService/SettleLeases',
+            formgate_dot_v1_dot_authorization__pb2.SettleLeasesRequest.SerializeToString,
+            formgate_dot_v1_dot_authorization__pb2.SettleLeasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEpochs(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/formgate.v1.AuthorizationService/WatchEpochs',
+            formgate_dot_v1_dot_authorization__pb2.WatchEpochsRequest.SerializeToString,
+            formgate_dot_v1_dot_authorization__pb2.WatchEpochsResponse.FromString,
             options,
             channel_credentials,
             insecure,

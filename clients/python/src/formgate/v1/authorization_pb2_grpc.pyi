@@ -39,6 +39,15 @@ class AuthorizationServiceStub:
     """Many verdicts in one call, each on its own."""
     RecordUsage: _grpc.UnaryUnaryMultiCallable[_authorization_pb2.RecordUsageRequest, _authorization_pb2.RecordUsageResponse]
     """Records consumption: durable when acknowledged, counted once however often it is sent."""
+    LeaseKey: _grpc.UnaryUnaryMultiCallable[_authorization_pb2.LeaseKeyRequest, _authorization_pb2.LeaseKeyResponse]
+    """Lets the caller decide a key's checks by itself, for a moment and for so many units, which are charged at once."""
+    SettleLeases: _grpc.UnaryUnaryMultiCallable[_authorization_pb2.SettleLeasesRequest, _authorization_pb2.SettleLeasesResponse]
+    """Gives back what leases did not use: once for each `lease_id`, however often it is sent."""
+    WatchEpochs: _grpc.StreamStreamMultiCallable[_authorization_pb2.WatchEpochsRequest, _authorization_pb2.WatchEpochsResponse]
+    """Tells at once of each new epoch of the accounts that are watched: what was leased by an older one is over then. Ends
+    when the server does, and where the caller does not read what it is told: watch again, elsewhere. Meanwhile, and
+    where a message is lost, a lease ends by itself.
+    """
 
 @_typing.type_check_only
 class AuthorizationServiceAsyncStub(AuthorizationServiceStub):
@@ -51,6 +60,15 @@ class AuthorizationServiceAsyncStub(AuthorizationServiceStub):
     """Many verdicts in one call, each on its own."""
     RecordUsage: _aio.UnaryUnaryMultiCallable[_authorization_pb2.RecordUsageRequest, _authorization_pb2.RecordUsageResponse]  # type: ignore[assignment]
     """Records consumption: durable when acknowledged, counted once however often it is sent."""
+    LeaseKey: _aio.UnaryUnaryMultiCallable[_authorization_pb2.LeaseKeyRequest, _authorization_pb2.LeaseKeyResponse]  # type: ignore[assignment]
+    """Lets the caller decide a key's checks by itself, for a moment and for so many units, which are charged at once."""
+    SettleLeases: _aio.UnaryUnaryMultiCallable[_authorization_pb2.SettleLeasesRequest, _authorization_pb2.SettleLeasesResponse]  # type: ignore[assignment]
+    """Gives back what leases did not use: once for each `lease_id`, however often it is sent."""
+    WatchEpochs: _aio.StreamStreamMultiCallable[_authorization_pb2.WatchEpochsRequest, _authorization_pb2.WatchEpochsResponse]  # type: ignore[assignment]
+    """Tells at once of each new epoch of the accounts that are watched: what was leased by an older one is over then. Ends
+    when the server does, and where the caller does not read what it is told: watch again, elsewhere. Meanwhile, and
+    where a message is lost, a lease ends by itself.
+    """
 
 class AuthorizationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Decides requests and records what they consumed. For callers of role checker or manager."""
@@ -78,5 +96,32 @@ class AuthorizationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_authorization_pb2.RecordUsageResponse, _abc.Awaitable[_authorization_pb2.RecordUsageResponse]]:
         """Records consumption: durable when acknowledged, counted once however often it is sent."""
+
+    @_abc_1.abstractmethod
+    def LeaseKey(
+        self,
+        request: _authorization_pb2.LeaseKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_authorization_pb2.LeaseKeyResponse, _abc.Awaitable[_authorization_pb2.LeaseKeyResponse]]:
+        """Lets the caller decide a key's checks by itself, for a moment and for so many units, which are charged at once."""
+
+    @_abc_1.abstractmethod
+    def SettleLeases(
+        self,
+        request: _authorization_pb2.SettleLeasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_authorization_pb2.SettleLeasesResponse, _abc.Awaitable[_authorization_pb2.SettleLeasesResponse]]:
+        """Gives back what leases did not use: once for each `lease_id`, however often it is sent."""
+
+    @_abc_1.abstractmethod
+    def WatchEpochs(
+        self,
+        request_iterator: _MaybeAsyncIterator[_authorization_pb2.WatchEpochsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_authorization_pb2.WatchEpochsResponse], _abc.AsyncIterator[_authorization_pb2.WatchEpochsResponse]]:
+        """Tells at once of each new epoch of the accounts that are watched: what was leased by an older one is over then. Ends
+        when the server does, and where the caller does not read what it is told: watch again, elsewhere. Meanwhile, and
+        where a message is lost, a lease ends by itself.
+        """
 
 def add_AuthorizationServiceServicer_to_server(servicer: AuthorizationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
