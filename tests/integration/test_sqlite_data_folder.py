@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from formgate_server.storage.data_folder import DataFolder, DataFolderError, manager_token_file, read_keys
+from formgate_server.storage.data_folder import (
+    DataFolder,
+    DataFolderError,
+    manager_token_file,
+    others_may_read,
+    read_keys,
+)
 from formgate_server.storage.sql import migrate
 from tests.support.stores import account, sqlite_stores
 from tests.support.stores import opened as opened_database
@@ -106,6 +112,29 @@ def test_a_narrower_mode_is_fine(folder: DataFolder) -> None:
     peppers = folder.peppers()
     folder.pepper_file.chmod(0o400)
     assert folder.peppers() == peppers
+
+
+@pytest.mark.parametrize("mode", [0o440, 0o640, 0o400, 0o040])
+def test_root_may_hand_a_file_to_our_group(mode: int) -> None:
+    """A Secret that Kubernetes mounts is root's, and its group's to read: a pod that is not root sees it only so."""
+    assert not others_may_read(mode, owner=0, reader=10_001)
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "reader"),
+    [
+        (0o440, 10_001, 10_001),  # our own: we could have narrowed it
+        (0o440, 0, 0),
+        (0o440, 500, 10_001),
+        (0o444, 0, 10_001),
+        (0o460, 0, 10_001),
+        (0o450, 0, 10_001),
+        (0o2440, 0, 10_001),
+    ],
+)
+def test_nobody_else_may(mode: int, owner: int, reader: int) -> None:
+    """A group is no excuse where the file is anybody else's, may be written or run by it, or is open to all."""
+    assert others_may_read(mode, owner, reader)
 
 
 # ------------------------------------------------------------------------------------------------------------- secrets

@@ -18,6 +18,7 @@ from sqlalchemy import URL
 
 _FOLDER_MODE = 0o700
 _FILE_MODE = 0o600
+_GROUP_READS = 0o040
 _KEY_BYTES = 32
 _KEY_LINE = re.compile(r"[0-9A-Fa-f]{64}", re.ASCII)
 _MOST_KEYS = 3
@@ -111,10 +112,21 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
     return tuple(bytes.fromhex(line) for line in lines)
 
 
+def others_may_read(mode: int, owner: int, reader: int) -> bool:
+    """Tell whether a file of secrets is open to more than its owner; ``owner`` and ``reader`` are uids.
+
+    Root may hand one to a group whose member we are: so Kubernetes mounts a Secret for a pod that is not root (0440, of
+    root and the fsGroup). PostgreSQL reads its private key by the same rule.
+    """
+    handed_over = owner == 0 != reader
+    return bool(mode & 0o7777 & ~(_FILE_MODE | (_GROUP_READS if handed_over else 0)))
+
+
 def _read_private(path: Path) -> str:
     with _explained(path), path.open("rb") as file:
-        mode = os.fstat(file.fileno()).st_mode & 0o7777
-        if mode & ~_FILE_MODE:
+        status = os.fstat(file.fileno())
+        if others_may_read(status.st_mode, status.st_uid, os.geteuid()):
+            mode = status.st_mode & 0o7777
             raise DataFolderError(f"{path} has mode {mode:04o}: others may read it; chmod 600 it, and mind who has")
         content = file.read(_LARGEST_FILE)
     return content.decode("ascii", errors="replace")
