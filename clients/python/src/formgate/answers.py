@@ -6,7 +6,7 @@ import contextlib
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -38,6 +38,9 @@ from formgate.verdict import (
     Verdict,
 )
 
+Outcome: TypeAlias = Verdict | FormgateError
+"""What came of one check."""
+
 E = TypeVar("E", bound=IntEnum)
 M = TypeVar("M", bound=Message)
 
@@ -65,6 +68,32 @@ def read_response(response: pb.CheckKeyResponse) -> Verdict:
         return _verdict(response)
     except (ValueError, OverflowError):
         raise BrokenAnswerError("the answer has a value that is unknown or out of range") from None
+
+
+def read_check(payload: bytes) -> Verdict:
+    """Read the answer to CheckKey. Raises BrokenAnswerError."""
+    return read_response(decode(pb.CheckKeyResponse, payload))
+
+
+def read_batch(payload: bytes, asked: int) -> list[Outcome]:
+    """Read the answer to BatchCheckKeys, each check's by itself. Raises BrokenAnswerError where it can not be split."""
+    results = decode(pb.BatchCheckKeysResponse, payload).results
+    if len(results) != asked:  # which is whose, nobody can tell
+        raise BrokenAnswerError(f"the answer has {len(results)} results for {asked} checks")
+    return [_outcome(result) for result in results]
+
+
+def _outcome(result: pb.BatchCheckKeysResult) -> Outcome:
+    match result.WhichOneof("result"):
+        case "response":
+            try:
+                return read_response(result.response)
+            except BrokenAnswerError as error:
+                return error.with_traceback(None)
+        case "error":
+            return error_of_status(result.error)
+        case _:
+            return BrokenAnswerError("the answer has an empty result")
 
 
 def _verdict(response: pb.CheckKeyResponse) -> Verdict:
@@ -105,6 +134,7 @@ def _limit(limit: resources_pb2.LimitStatus) -> LimitStatus:
         remaining=limit.remaining,
         reset_time=_time(limit.reset_time) if limit.HasField("reset_time") else None,
         unlimited=limit.unlimited,
+        window=_duration(limit.window) if limit.HasField("window") else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from formgate.errors import FieldViolation, InvalidRequestError
@@ -22,8 +22,9 @@ class Check(NamedTuple):
     key: str | None = None
     authorization: str | None = None
     """The raw value of the Authorization header; empty: the request has none."""
-    permissions: Iterable[str] = ()
-    resources: Iterable[str] = ()
+    permissions: Sequence[str] = ()
+    """All needed. One alone may be given as a text; so may one resource."""
+    resources: Sequence[str] = ()
     api_group: str = ""
     environment: Environment | str | None = None
     http_method: str = ""
@@ -51,8 +52,8 @@ def to_request(check: Check) -> pb.CheckKeyRequest:
         return pb.CheckKeyRequest(
             key=check.key,  # type: ignore[arg-type]  # None leaves it unset
             authorization=check.authorization,  # type: ignore[arg-type]  # the same
-            permissions=_several(check.permissions),
-            resources=_several(check.resources),
+            permissions=several(check.permissions),
+            resources=several(check.resources),
             api_group=check.api_group,
             environment=_environment(check.environment),
             http_method=check.http_method,
@@ -67,7 +68,8 @@ def to_request(check: Check) -> pb.CheckKeyRequest:
         raise _invalid("request", "has a value of the wrong type, or text that is no Unicode") from None
 
 
-def _several(given: Iterable[str]) -> Iterable[str]:
+def several(given: Sequence[str]) -> Sequence[str]:
+    """Return what is given, or the one text that is."""
     return (given,) if isinstance(given, str) else given
 
 

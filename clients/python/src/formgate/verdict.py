@@ -85,6 +85,8 @@ class LimitStatus:
     reset_time: datetime | None = None
     """When the whole amount is there again, UTC. None: nothing is charged, or it never comes back."""
     unlimited: bool = False
+    window: timedelta | None = None
+    """Of a rolling limit. None: a calendar period's or a lifetime's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,96 @@
+"""What the clients for threads and for asyncio have in common: all but how they wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, TypedDict
+
+from formgate.answers import Outcome
+from formgate.asking import Check, to_request
+from formgate.counters import Counters
+from formgate.errors import BrokenAnswerError, FormgateError, UnavailableError
+from formgate.fallback import Emergency, Fail, Fallback, denied
+from formgate.options import Tls, connection
+from formgate.retrying import RequestIds, Retrying
+from formgate.verdict import Verdict
+
+_TIMEOUT: Final = 0.25
+_ATTEMPTS: Final = 4
+
+
+class Options(TypedDict, total=False):
+    """What a client may be told beside address and token; each has its default."""
+
+    tls: Tls | bool | None
+    """How to encrypt. True: trusting the authorities that gRPC ships. None: as ``FORMGATE_TLS`` and its like say."""
+    insecure: bool | None
+    """Whether a token may travel in clear beyond this machine. None: as ``FORMGATE_INSECURE`` says, else no."""
+    timeout: float
+    """Seconds that a check may take, retries included; 0.25."""
+    attempts: int
+    """How often a check is sent at most; 4. 1: never again."""
+    fail: Fail
+    """What is decided when the service does not answer: ``closed``."""
+    emergency: Emergency
+    """How much is let in meanwhile."""
+    on_fallback: Callable[[Check, Verdict], None] | None
+    """Is told of each verdict that the service did not give; called where the check was made, so it must be quick."""
+
+
+class Common:
+    """Where the service is, how it is asked, and what is decided without it."""
+
+    def __init__(self, address: str | Sequence[str] | None, token: str | None, options: Options) -> None:
+        """Raises ValueError for what makes no sense; nothing connects yet."""
+        self.connection = connection(address, token, tls=options.get("tls"), insecure=options.get("insecure"))
+        self.timeout = _positive("timeout", options.get("timeout", _TIMEOUT))
+        self.counters = Counters()
+        self.retrying = Retrying(options.get("attempts", _ATTEMPTS))
+        self.new_id = RequestIds()
+        self.fallback = Fallback(
+            options.get("fail", "closed"),
+            options.get("emergency", Emergency()),
+            self.counters,
+            options.get("on_fallback"),
+        )
+
+    def request(self, check: Check) -> bytes:
+        """Write a check. One that charges gets an id, so that it may be sent again. Raises InvalidRequestError."""
+        request = to_request(check)
+        if check.cost != 0 and not check.request_id:
+            request.request_id = self.new_id()
+        return request.SerializeToString()
+
+    def undecided(self, check: Check, error: FormgateError) -> Verdict:
+        """Return the verdict on a check that the service did not decide. Raises ``error`` where the call was wrong."""
+        if isinstance(error, UnavailableError | BrokenAnswerError):
+            return self.fallback.decide(check, error)
+        raise error
+
+    def one_of_many(self, check: Check, outcome: Outcome) -> Verdict:
+        """Return the verdict on one check of several: one that is wrong in itself must not take the others' away."""
+        if isinstance(outcome, Verdict):
+            self.fallback.answered(check, outcome)
+            return outcome
+        try:
+            return self.undecided(check, outcome)
+        except FormgateError as error:
+            return denied(error)
+
+    def after_fork(self) -> None:
+        """Start anew in a child: ids of its own, and locks that nobody holds."""
+        self.counters.after_fork()
+        self.fallback.after_fork()
+        self.retrying.after_fork()
+        self.new_id = RequestIds()
+
+
+def seconds_of(timeout: float | None, otherwise: float) -> float:
+    """Return how long a check may take. Raises ValueError for what is no time."""
+    return otherwise if timeout is None else _positive("timeout", timeout)
+
+
+def _positive(name: str, value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} must be a positive number of seconds")
+    return value

@@ -1,0 +1,140 @@
+"""Checks of the same moment in one call, for one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from formgate.answers import Outcome
+from formgate.errors import DeadlineError, FormgateError
+from formgate.verdict import Verdict
+from formgate.wire import MOST, MOST_BYTES
+
+PATIENCE_SECONDS: Final = 0.005
+"""So long checks wait for a call that is under way; one that takes longer holds nobody up."""
+
+Send = Callable[[list[bytes], float], Awaitable[list[Outcome]]]
+"""Sends checks in one call that may take so many seconds; returns one outcome each, or raises FormgateError."""
+
+
+class _Waiting:
+    """A check that somebody waits for. ``deadline`` by the loop's clock."""
+
+    __slots__ = ("deadline", "done", "request")
+
+    def __init__(self, request: bytes, deadline: float, done: asyncio.Future[Verdict]) -> None:
+        self.request = request
+        self.deadline = deadline
+        self.done = done
+
+    def settle(self, outcome: Outcome) -> None:
+        """Tell what came of it, unless nobody waits any more."""
+        if self.done.done():
+            return
+        if isinstance(outcome, FormgateError):
+            self.done.set_exception(outcome)
+        else:
+            self.done.set_result(outcome)
+
+
+class Together:
+    """Sends at once what arrives alone; what arrives while a call is under way goes together into the next."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[_Waiting] = deque()
+        self._under_way = 0
+        """Calls that the next one waits for."""
+        self._scheduled = False
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, request: bytes, deadline: float) -> Verdict:
+        """Return the verdict. Raises FormgateError; DeadlineError when the loop's clock shows ``deadline``."""
+        waiting = _Waiting(request, deadline, self._loop.create_future())
+        self._queue.append(waiting)
+        if not self._under_way:
+            self._schedule()  # when all that is ready has run: what else is asked in this moment goes along
+        timer = self._loop.call_at(deadline, _expire, waiting)
+        try:
+            return await waiting.done
+        finally:
+            timer.cancel()
+
+    async def finish(self) -> None:
+        """Wait for all that was asked; no longer than its deadlines."""
+        while self._queue or self._calls:
+            self._flush()
+            await asyncio.wait(self._calls) if self._calls else await asyncio.sleep(0)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self._under_way:
+            return
+        batch = self._take()
+        if not batch:
+            return
+        self._under_way += 1
+        call = self._loop.create_task(self._ask(batch))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+
+    def _take(self) -> list[_Waiting]:
+        """Take from the queue what goes in one call, leaving out those who wait no more."""
+        batch: list[_Waiting] = []
+        size = 0
+        while self._queue and len(batch) < MOST:
+            waiting = self._queue[0]
+            if not waiting.done.done():
+                size += len(waiting.request) + 8
+                if batch and size > MOST_BYTES:
+                    break
+                batch.append(waiting)
+            self._queue.popleft()
+        return batch
+
+    async def _ask(self, batch: list[_Waiting]) -> None:
+        turn = _Turn(self)
+        patience = self._loop.call_later(PATIENCE_SECONDS, turn.end)
+        try:
+            seconds = max(waiting.deadline for waiting in batch) - self._loop.time()
+            outcomes = await self._send([waiting.request for waiting in batch], max(seconds, 0.001))
+            for waiting, outcome in zip(batch, outcomes, strict=True):
+                waiting.settle(outcome)
+        except FormgateError as error:
+            for waiting in batch:
+                waiting.settle(copy.copy(error))
+        finally:
+            patience.cancel()
+            turn.end()
+
+    def go_on(self) -> None:
+        """Let the next call go, when those who were just answered have run: they may ask again."""
+        self._under_way -= 1
+        if self._queue:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+
+
+class _Turn:
+    """A call's right to hold up the next, which ends once."""
+
+    def __init__(self, together: Together) -> None:
+        self._together: Together | None = together
+
+    def end(self) -> None:
+        """End it: the call is over, or takes too long."""
+        if self._together is not None:
+            self._together.go_on()
+            self._together = None
+
+
+def _expire(waiting: _Waiting) -> None:
+    waiting.settle(DeadlineError("no answer within the deadline"))
