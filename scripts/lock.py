@@ -35,6 +35,7 @@ LOCKS = {
     "dev": ["pyproject.toml", "requirements/dev.in", "--constraints", "requirements/runtime.txt"],
     "stubs": ["requirements/stubs.in"],
     "peers": ["requirements/peers.in"],
+    "examples": ["clients/python/pyproject.toml", "requirements/examples.in"],
 }
 
 

@@ -10,8 +10,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from formgate.rules import wording
 from formgate.rules.reason import Reason
-from formgate_server.policies import policy, wording
+from formgate_server.policies import policy
 
 PAGE = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
+from formgate.rules import wording
 from formgate.rules.grants import EVERYTHING, Catalogue, Grant, Level
 from formgate.rules.reason import Reason
 from formgate_server.core import calendar
@@ -28,7 +29,6 @@ from formgate_server.core.model import (
     WhenDegraded,
 )
 from formgate_server.core.policy import AddressKinds, DenialTemplate, KeyRules, Plan, Policies, Policy
-from formgate_server.policies import wording
 
 DEFAULT = "default"
 

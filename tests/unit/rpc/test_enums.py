@@ -5,13 +5,14 @@ from enum import IntEnum
 import pytest
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
+from formgate.rules import wording
 from formgate.rules.grants import Level
 from formgate.rules.reason import Reason
 from formgate.v1 import authorization_pb2, resources_pb2
 from formgate_server import metrics
 from formgate_server.core import explain, model
 from formgate_server.core.verdict import StepOutcome
-from formgate_server.policies import policy, wording
+from formgate_server.policies import policy
 
 PAIRS = [
     (Reason, authorization_pb2.Reason, "REASON_"),
