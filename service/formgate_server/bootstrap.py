@@ -62,8 +62,10 @@ from formgate_server.storage.sql.registry import SqlRegistry
 from formgate_server.storage.sql.trail import Trail
 from formgate_server.storage.sql.usage import SqlUsageLedger
 from formgate_server.storage.wrappers import CachedKeyStore, PepperedKeyStore
-from formgate_server.wire.grpcio import GrpcServer
+from formgate_server.wire.followed import UnfitFileError
+from formgate_server.wire.grpcio import GrpcServer, Limits
 from formgate_server.wire.http import HttpServer
+from formgate_server.wire.tls import Tls, TlsFiles
 
 _log = structlog.get_logger("formgate.bootstrap")
 
@@ -71,6 +73,7 @@ _BEATS_A_FLUSH = 5
 _STUCK_SECONDS = 10.0
 _RENEWED_AT_ONCE = 1_000
 _SHORTEST_TOKEN, _LONGEST_TOKEN = 32, 256
+_REFUSALS = (PolicyError, DataFolderError, UnavailableError, UnfitDatabaseError, UnfitFileError, UnfitRedisError)
 
 
 class StartError(Exception):
@@ -173,7 +176,7 @@ def _explained() -> Iterator[None]:
     """Raise StartError for whatever keeps a server from starting."""
     try:
         yield
-    except (PolicyError, DataFolderError, UnavailableError, UnfitDatabaseError, UnfitRedisError, OSError) as error:
+    except (*_REFUSALS, OSError) as error:
         raise StartError(" ".join([str(error), *getattr(error, "__notes__", ())])) from error
     except DBAPIError as error:  # such as: permission denied for schema public
         message = f"the database refuses: {error.orig}"
@@ -203,6 +206,7 @@ async def _start(
 ) -> Addresses:
     """Start everything; what is put on the stack last ends first: calls are drained before the stores close."""
     policies = load(settings.policy_dir)
+    tls = _tls(settings, policies)
     truth = await (_embedded if settings.database_url is None else _postgresql)(stack, settings)
     peppers, sealer = Peppers(truth.peppers), AesSealer(truth.sealing_keys)
     clock = SystemClock()
@@ -238,15 +242,39 @@ async def _start(
         ReadAccount(stores.registry, limiter, stores.usage, policies, clock),
         tokens,
     )
-    dispatch = Dispatch(Authenticate(stores.registry, peppers, clock, time.monotonic, freshness=freshness))
+    authenticate = Authenticate(stores.registry, peppers, clock, time.monotonic, freshness=freshness)
+    dispatch = Dispatch(authenticate, None if tls is None else tls.identify)
     http_address = settings.http if worker else _start_http(stack, settings.http, pulse)
     served = methods(authorization, keys, accounts)
-    grpc = GrpcServer(dispatch, served, max_connection_age=settings.max_connection_age_seconds, shared=worker)
+    credentials = None if tls is None else tls.credentials
+    grpc = GrpcServer(dispatch, served, _limits(settings), credentials=credentials, shared=worker)
+    if tls is not None:
+        stack.push_async_callback(ended, asyncio.create_task(tls.run()))
     grpc_port = await grpc.start(settings.listen)
     stack.push_async_callback(grpc.drain, settings.drain_seconds, hurry)
     stack.callback(pulse.drain)
     pulse.is_ready = True
     return Addresses(f"{settings.listen.rpartition(':')[0]}:{grpc_port}", http_address)
+
+
+def _tls(settings: Settings, policies: Policies) -> Tls | None:
+    """Read what TLS is served with; None: it is not. Raises UnfitFileError."""
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    files = TlsFiles(
+        settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file, settings.tls_identities_file
+    )
+    return Tls(files, policies.by_name)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        settings.max_request_bytes,
+        settings.max_response_bytes,
+        settings.max_concurrent_streams,
+        settings.max_connections,
+        settings.max_connection_age_seconds,
+    )
 
 
 def _start_http(stack: AsyncExitStack, address: str, pulse: _Pulse) -> str:

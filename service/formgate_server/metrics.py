@@ -52,6 +52,21 @@ _unknown_keys = Counter(
     registry=registry,
 )
 unknown_keys = {outcome: _unknown_keys.labels(outcome) for outcome in ("not_found", "refused_address", "refused")}
+certificate_end = Gauge(
+    "formgate_tls_certificate_end_timestamp_seconds",
+    "When it ends: the server's certificate, and the last of the authorities of clients'.",
+    ["certificate"],
+    registry=registry,
+    multiprocess_mode="livemin",
+)
+_files_refused = Gauge(
+    "formgate_files_refused",
+    "Whether what files hold now can not be used, so that what they held before stays.",
+    ["files"],
+    registry=registry,
+    multiprocess_mode="livemax",
+)
+files_refused = {each: _files_refused.labels(each) for each in ("certificates", "identities")}
 
 
 class WorkerFacts(NamedTuple):

@@ -29,6 +29,13 @@ Address = Annotated[str, AfterValidator(_address)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_blank_is_none)]
 OptionalUrl = Annotated[SecretStr | None, BeforeValidator(_blank_is_none)]
 
+_TLS_NEEDS = (
+    ("tls_cert_file", "tls_key_file"),
+    ("tls_key_file", "tls_cert_file"),
+    ("tls_client_ca_file", "tls_cert_file"),
+    ("tls_identities_file", "tls_client_ca_file"),
+)
+
 
 class Settings(BaseSettings):
     """How this server runs; ``FORMGATE_`` and the name in capitals in the environment."""
@@ -58,6 +65,28 @@ class Settings(BaseSettings):
     listen: Address = Field(default="127.0.0.1:50051", description="Where gRPC is served, HOST:PORT.")
     http: Address = Field(default="127.0.0.1:9090", description="Where livez, readyz and metrics are, HOST:PORT.")
     insecure: bool = Field(default=False, description="Serve without TLS beyond loopback too.")
+    tls_cert_file: OptionalPath = Field(
+        default=None, description="gRPC's certificate and those of its issuers, PEM; with it, gRPC is TLS only."
+    )
+    tls_key_file: OptionalPath = Field(default=None, description="The certificate's private key, PEM.")
+    tls_client_ca_file: OptionalPath = Field(
+        default=None, description="Authorities, PEM, one of which must have issued every client's certificate."
+    )
+    tls_identities_file: OptionalPath = Field(
+        default=None, description="Which names of client certificates may do what without a token, TOML."
+    )
+    max_request_bytes: Annotated[int, Field(ge=65_536, le=1_073_741_824)] = Field(
+        default=8_388_608, description="How large a request may be."
+    )
+    max_response_bytes: Annotated[int, Field(ge=65_536, le=2_147_483_647)] = Field(
+        default=268_435_456, description="How large an answer may be."
+    )
+    max_concurrent_streams: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=1_000, description="How many calls may be under way on one connection; more wait at the client."
+    )
+    max_connections: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default=10_000, description="How many connections a process takes; more are closed at once."
+    )
     policy_dir: OptionalPath = Field(default=None, description="A folder with policies of your own, *.toml.")
     pepper_file: OptionalPath = Field(default=None, description="Peppers, one a line, newest first, 64 hex digits.")
     sealing_key_file: OptionalPath = Field(
@@ -100,8 +129,19 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _loopback_only(self) -> Settings:
         for name in ("listen", "http"):
-            if not self.insecure and not is_loopback(getattr(self, name)):
-                message = f"{name} is beyond loopback, where secrets would travel in clear: say --insecure to allow it"
+            if not (self.insecure or self.serves_tls or is_loopback(getattr(self, name))):
+                message = (
+                    f"{name} is beyond loopback, where secrets would travel in clear: give --tls-cert-file and"
+                    " --tls-key-file, or say --insecure to allow it"
+                )
+                raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _whole_tls(self) -> Settings:
+        for name, needed in _TLS_NEEDS:
+            if getattr(self, name) is not None and getattr(self, needed) is None:
+                message = f"{name} asks for {needed}: give both or none"
                 raise ValueError(message)
         return self
 
@@ -111,6 +151,11 @@ class Settings(BaseSettings):
             message = "processes are all that share the limits, these workers included: there are fewer of them"
             raise ValueError(message)
         return self
+
+    @property
+    def serves_tls(self) -> bool:
+        """Whether gRPC is served over TLS."""
+        return self.tls_cert_file is not None
 
     @property
     def sharers(self) -> int:

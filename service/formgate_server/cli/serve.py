@@ -50,6 +50,55 @@ def serve(
         bool | None,
         typer.Option("--insecure", help="Listen beyond this machine, too, without TLS.", show_default=False),
     ] = None,
+    tls_cert_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-cert-file", metavar="FILE", help="gRPC's certificate, then its issuers', PEM. Read again on change."
+        ),
+    ] = None,
+    tls_key_file: Annotated[
+        Path | None, typer.Option("--tls-key-file", metavar="FILE", help="The certificate's private key, PEM.")
+    ] = None,
+    tls_client_ca_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-client-ca-file", metavar="FILE", help="Who must have issued every client's certificate, PEM."
+        ),
+    ] = None,
+    tls_identities_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-identities-file",
+            metavar="FILE",
+            help="Which names of client certificates may do what without a token, TOML.",
+        ),
+    ] = None,
+    max_request_bytes: Annotated[
+        int | None,
+        typer.Option("--max-request-bytes", metavar="N", help="How large a request may be.", show_default="8388608"),
+    ] = None,
+    max_response_bytes: Annotated[
+        int | None,
+        typer.Option("--max-response-bytes", metavar="N", help="How large an answer may be.", show_default="268435456"),
+    ] = None,
+    max_concurrent_streams: Annotated[
+        int | None,
+        typer.Option(
+            "--max-concurrent-streams",
+            metavar="N",
+            help="How many calls may be under way on one connection; more wait at the client.",
+            show_default="1000",
+        ),
+    ] = None,
+    max_connections: Annotated[
+        int | None,
+        typer.Option(
+            "--max-connections",
+            metavar="N",
+            help="How many connections a process takes; more are closed at once.",
+            show_default="10000",
+        ),
+    ] = None,
     policy_dir: Annotated[
         Path | None, typer.Option("--policy-dir", metavar="DIR", help="A folder with policies of your own, *.toml.")
     ] = None,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from formgate.rules import wording
 from formgate.rules.grants import EVERYTHING, Catalogue, Grant, Level
@@ -29,13 +27,13 @@ from formgate_server.core.model import (
     WhenDegraded,
 )
 from formgate_server.core.policy import AddressKinds, DenialTemplate, KeyRules, Plan, Policies, Policy
+from formgate_server.policies.toml_file import FileModel, Source, TomlError
 
 DEFAULT = "default"
 
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 _PLACEHOLDERS = frozenset({"reason", "title", "message", "retry_after"})
 _IN_HEADERS = frozenset({"reason", "retry_after"})
-_AT_LINE = re.compile(r"\(at line (\d+), ")
 _UNITS = {"ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 _LARGEST = 2**63 - 1
 
@@ -53,12 +51,12 @@ LevelName = Literal["READ", "WRITE", "MANAGE"]
 EnvironmentName = Literal["LIVE", "TEST"]
 
 
-class PolicyError(Exception):
+class PolicyError(TomlError):
     """A policy file that can not be used; says the file and, where they are known, the line and the field."""
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+class _File(FileModel):
+    """A table of a policy file."""
 
 
 class _Limit(_File):
@@ -260,45 +258,21 @@ class _Policy(_File):
         )
 
 
-class _Source(NamedTuple):
-    """A policy file's name and text."""
-
-    name: str
-    text: str
-
-    def error(self, line: int, message: str) -> PolicyError:
-        return PolicyError(f"{self.name}:{line}: {message}")
-
-    def error_at(self, field: Sequence[int | str], message: str) -> PolicyError:
-        path = ".".join(str(part) for part in field if part != "[key]") or "the file"
-        return self.error(_line_of(self.text, field), f"{path}: {message}")
-
-
 def read(path: Path) -> Policy:
     """Read a policy file. Raises PolicyError saying the file, and the line and field, where it is not valid."""
     return _parse(_source(path))
 
 
-def _source(path: Path) -> _Source:
+def _source(path: Path) -> Source:
     try:
-        return _Source(str(path), path.read_text(encoding="utf-8"))
+        return Source(str(path), path.read_text(encoding="utf-8"), PolicyError)
     except (OSError, UnicodeDecodeError) as error:
         message = f"{path}: can not be read: {error}"
         raise PolicyError(message) from error
 
 
-def _parse(source: _Source) -> Policy:
-    try:
-        file = _Policy.model_validate_json(json.dumps(tomllib.loads(source.text), default=_no_date))
-    except tomllib.TOMLDecodeError as error:
-        at = _AT_LINE.search(str(error))
-        line = int(at[1]) if at else source.text.count("\n") + 1  # it says "at end of document" then
-        raise source.error(line, f"the file: is not TOML: {error}") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        raise source.error_at(first["loc"], first["msg"].removeprefix("Value error, ")) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, arrays thousands deep
-        raise source.error(1, "the file: holds a number too long, or is nested too deep, to be read") from error
+def _parse(source: Source) -> Policy:
+    file = source.parse(_Policy)
     for field, level in file.needed_levels():
         if level not in file.levels:
             raise source.error_at(
@@ -307,39 +281,13 @@ def _parse(source: _Source) -> Policy:
     return file.policy()
 
 
-def _no_date(when: object) -> dict[str, str]:
-    """Return what no field takes, in the place of TOML's dates and times: no field is one."""
-    return {"(a date)": str(when)}
-
-
-def _line_of(text: str, field: Sequence[int | str]) -> int:
-    """Return the line on which a field, or what is nearest above it, stands: 1 at the least.
-
-    A file cut off after a line, where that is valid TOML, has the field only from its line on.
-    """
-    best, depth = 1, 0
-    lines = text.splitlines()
-    for number in range(1, len(lines) + 1):
-        try:
-            there: Any = tomllib.loads("\n".join(lines[:number]))
-        except tomllib.TOMLDecodeError:
-            continue
-        found = 0
-        for part in field:
-            try:
-                there = there[part]
-            except (KeyError, IndexError, TypeError):
-                break
-            found += 1
-        if found > depth:
-            best, depth = number, found
-    return best
-
-
 def load(folder: Path | None = None) -> Policies:
     """Read the bundled policies and those in ``folder``. Raises PolicyError, also where two share a name or prefix."""
     bundled = [file for file in resources.files(__package__).iterdir() if file.name.endswith(".toml")]
-    sources = [_Source(file.name, file.read_text(encoding="utf-8")) for file in sorted(bundled, key=lambda f: f.name)]
+    sources = [
+        Source(file.name, file.read_text(encoding="utf-8"), PolicyError)
+        for file in sorted(bundled, key=lambda f: f.name)
+    ]
     if folder is not None:
         if not folder.is_dir():
             message = f"{folder}: is not a folder; FORMGATE_POLICY_DIR must name one"
@@ -348,7 +296,7 @@ def load(folder: Path | None = None) -> Policies:
     return _together(sources)
 
 
-def _together(sources: Iterable[_Source]) -> Policies:
+def _together(sources: Iterable[Source]) -> Policies:
     by_name: dict[str, Policy] = {}
     by_prefix: dict[str, str] = {}
     for source in sources:

@@ -1,6 +1,6 @@
 """What every call goes through, in this order; each step can end it.
 
-1. authenticate: whose token is it? First, so that a stranger costs no parsing and learns nothing.
+1. authenticate: whose token is it, or whose certificate? First, so that a stranger costs no parsing and learns nothing.
 2. authorise: may that role call this method?
 3. decode: the bytes, and who acts, as the metadata says.
 4. handle: the servicer's method.
@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -35,6 +35,8 @@ class Call(NamedTuple):
     """A call, whatever wire it came by: its metadata, names in lower case."""
 
     metadata: Mapping[str, str | bytes]
+    certificate: Callable[[], Collection[str]] = tuple
+    """Returns the names in the client's verified certificate, as ``Identities`` has them."""
 
     def get(self, name: str) -> str:
         """Return the metadata's value of that name; empty: there is none, or it is no text."""
@@ -53,12 +55,20 @@ class RpcError(Exception):
 class Dispatch:
     """Answers calls."""
 
-    def __init__(self, authenticate: Authenticate) -> None:
+    def __init__(self, authenticate: Authenticate, identify: Callable[[Collection[str]], Caller] | None = None) -> None:
+        """``identify`` finds callers by their certificates' names; None: each needs a token."""
         self._authenticate = authenticate
+        self._identify = identify
 
     async def caller(self, call: Call, roles: frozenset[ServiceRole]) -> Caller:
-        """Return who calls. Raises UnauthenticatedError or PermissionDeniedError."""
-        caller = await self._authenticate(call.get("authorization"))
+        """Return who calls: by the token that is shown, good or not, else by certificate.
+
+        Raises UnauthenticatedError or PermissionDeniedError.
+        """
+        if self._identify is None or "authorization" in call.metadata:
+            caller = await self._authenticate(call.get("authorization"))
+        else:
+            caller = self._identify(call.certificate())
         if caller.role not in roles:
             needed = " or ".join(sorted(role.name.lower() for role in roles))
             message = f"this needs a token of role {needed}; this one's is {caller.role.name.lower()}"

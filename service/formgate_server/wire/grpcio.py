@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
-from typing import Any, NoReturn, TypeAlias, cast
+from typing import Any, NamedTuple, NoReturn, TypeAlias, cast
 
 import grpc
 import grpc.aio
@@ -19,6 +19,7 @@ from formgate_server.core.model import ServiceRole
 from formgate_server.rpc.dispatch import Call, Dispatch, RpcError
 from formgate_server.rpc.errors import to_status
 from formgate_server.rpc.methods import SERVICES, Method
+from formgate_server.wire import tls
 
 _DETAILS = "grpc-status-details-bin"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -27,8 +28,11 @@ _BROKEN = to_status(InvalidArgumentError("request", "is broken, or a string is n
 _SETTLE_SECONDS = 0.1
 _EVERYBODY = frozenset(ServiceRole)
 _OPTIONS = (
-    ("grpc.max_receive_message_length", 8 * 1024 * 1024),
-    ("grpc.max_concurrent_streams", 10_000),
+    # Of a call's metadata: what is larger than the first is refused now and then, larger than the second always.
+    ("grpc.max_metadata_size", 8 * 1024),
+    ("grpc.absolute_max_metadata_size", 16 * 1024),
+    # Who connects and says nothing, or half of a TLS handshake, is closed after so long.
+    ("grpc.server_handshake_timeout_ms", 20_000),
     # What a client has under way when its connection is old may still take so long; health's Watch ends with it.
     ("grpc.max_connection_age_grace_ms", 60_000),
     # A client is found dead, though its machine is gone, within so long.
@@ -40,16 +44,40 @@ _OPTIONS = (
 )
 
 
+class Limits(NamedTuple):
+    """What a client may ask of a process."""
+
+    request_bytes: int
+    response_bytes: int
+    streams: int
+    """Calls under way on a connection; more wait at the client."""
+    connections: int
+    """More are closed at once."""
+    connection_age: float
+    """After about so many seconds a client is asked to connect anew."""
+
+
 class GrpcServer:
     """A grpc.aio server of the contract."""
 
     def __init__(
-        self, dispatch: Dispatch, methods: Iterable[Method], *, max_connection_age: float, shared: bool = False
+        self,
+        dispatch: Dispatch,
+        methods: Iterable[Method],
+        limits: Limits,
+        *,
+        credentials: grpc.ServerCredentials | None = None,
+        shared: bool = False,
     ) -> None:
-        """Connections are to live about ``max_connection_age`` seconds; the port is ``shared`` with other processes."""
+        """Without ``credentials`` it speaks no TLS; the port is ``shared`` with other processes."""
+        self._credentials = credentials
         options = (
             *_OPTIONS,
-            ("grpc.max_connection_age_ms", round(max_connection_age * 1_000)),
+            ("grpc.max_receive_message_length", limits.request_bytes),
+            ("grpc.max_send_message_length", limits.response_bytes),
+            ("grpc.max_concurrent_streams", limits.streams),
+            ("grpc.max_allowed_incoming_connections", limits.connections),
+            ("grpc.max_connection_age_ms", round(limits.connection_age * 1_000)),
             # Shared by workers only, whose supervisor sees to it: a second server must fail, not share it in silence.
             ("grpc.so_reuseport", int(shared)),
         )
@@ -65,7 +93,10 @@ class GrpcServer:
     async def start(self, address: str) -> int:
         """Listen on ``HOST:PORT`` (port 0: any free one) and return the port. Raises OSError where it is taken."""
         try:
-            port = self._server.add_insecure_port(address)
+            if self._credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, self._credentials)
         except RuntimeError as error:
             message = f"can not listen on {address}"
             raise OSError(message) from error
@@ -148,7 +179,7 @@ def _call(context: _Context) -> Call:
     if len(metadata) != len(sent):  # who sends two tokens is neither's caller: together they are one that is unknown
         for name in metadata:
             metadata[name] = ", ".join(str(value) for key, value in sent if key == name)  # as RFC 9110, 5.3 reads them
-    return Call(metadata)
+    return Call(metadata, lambda: tls.names(context.auth_context()))
 
 
 def _library_handlers(health_: health.aio.HealthServicer, reflected: _Reflection) -> Iterable[grpc.GenericRpcHandler]:

@@ -17,7 +17,8 @@ from formgate.rules.grants import EVERYTHING, Grant, Level
 from formgate.rules.reason import Reason
 from formgate_server.core.model import Calendar, Environment, Holder, Lifetime, Limit, Period, Role, Rolling
 from formgate_server.core.policy import AddressKinds, Policy
-from formgate_server.policies.policy import PolicyError, _parse, _Source, load
+from formgate_server.policies.policy import PolicyError, _parse, load
+from formgate_server.policies.toml_file import Source
 
 BUNDLED = ("default", "formbricks", "jodoo", "jotform", "proforms", "siteplot")
 EXAMPLES = settings().max_examples
@@ -78,20 +79,20 @@ def _changed(prefix: str, own: dict[str, str], changes: dict[str, str | None]) -
 
 def parsed(changes: dict[str, str | None] | None = None) -> Policy:
     """Read such a policy."""
-    return _parse(_Source("tiny.toml", written(changes or {})))
+    return _parse(Source("tiny.toml", written(changes or {}), PolicyError))
 
 
 def refusal(text: str) -> str:
     """Return what is said of a policy that is refused."""
     with pytest.raises(PolicyError) as caught:
-        _parse(_Source("tiny.toml", text))
+        _parse(Source("tiny.toml", text, PolicyError))
     return str(caught.value)
 
 
 def policy_or_refusal(text: str) -> Policy | str:
     """Return the policy, or what is said of one that is refused."""
     try:
-        return _parse(_Source("tiny.toml", text))
+        return _parse(Source("tiny.toml", text, PolicyError))
     except PolicyError as error:
         return str(error)
 
@@ -126,7 +127,7 @@ def test_the_least() -> None:
     """What is not said has the default that the manual tells."""
     needed = {"name", "description", "prefixes"}
     text = "\n".join(f"{name} = {TOP[name]}" for name in needed) + '\n[plans.one]\ntime_zone = "UTC"'
-    policy = _parse(_Source("tiny.toml", text))
+    policy = _parse(Source("tiny.toml", text, PolicyError))
     assert not policy.catalogue.levels
     assert not policy.catalogue.is_open
     assert (policy.levels, policy.methods, policy.api_groups, policy.usage_tags) == ({}, {}, None, ())
