@@ -133,7 +133,7 @@ async def verify_audit(settings: Settings, account_id: str | None, retired: Iter
         trail = Trail(url)
         try:
             peppers = [Peppers(read_keys(each)) for each in (pepper_file, *retired)]
-            if await trail.revision() != migrate.head():
+            if not await trail.is_ours():
                 message = f"{name} is not of this version: `formgate migrate` brings it there"
                 raise StartError(message)
             heads = await trail.heads(account_id)

@@ -257,7 +257,32 @@ async def test_a_server_wants_its_own_revision(place: Place) -> None:
     assert "`formgate migrate` brings it there" in await refusal()
     await migrate.upgrade(place.url)
     await place.run("UPDATE alembic_version SET version_num = '9999'")
+    await place.run("UPDATE compatibility SET oldest = '9998'")
     assert "a later version's" in await refusal()
+    with pytest.raises(UnfitDatabaseError, match="a later version's"):
+        await migrate.upgrade(place.url)
+
+
+async def test_a_later_revision_that_only_added_will_do(place: Place) -> None:
+    """While an upgrade is under way, or taken back, servers of before start; and their `migrate` changes nothing."""
+    await migrate.upgrade(place.url)
+    await place.run("UPDATE alembic_version SET version_num = '9999'")
+    async with opened(place.url) as database:
+        await migrate.check(database)
+    await migrate.upgrade(place.url)
+    assert await migrate.current(place.url) == "9999"
+
+
+async def test_data_of_0003_lives_on(place: Place) -> None:
+    """Servers of it, which know of no compatibility, went on only beside their own revision."""
+    await upgrade_to(place.url, "0001")
+    await place.run(BEFORE_0002)
+    await upgrade_to(place.url, "0003")
+    await place.run("INSERT INTO changes VALUES ('acme', 2, 1790000000000000)")
+    await migrate.upgrade(place.url)
+    async with opened(place.url) as database:
+        await migrate.check(database)
+        assert (await sql_stores(database).epochs.since(1_790_000_000_000_000)).epochs == {"acme": 2}
 
 
 def test_a_kind_of_database_that_is_not_known() -> None:

@@ -562,7 +562,7 @@ async def test_the_rights_that_a_server_needs(postgres_server: PostgresServer) -
             "REVOKE INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public FROM plain", str(url.database)
         )
         trail = Trail(url.set(username="plain", password="plain"))
-        assert await trail.revision() == migrate.head()
+        assert await trail.is_ours()
         assert await trail.heads() == {"acme": 1}
         await trail.close()
     await postgres_server.execute("DROP ROLE plain")

@@ -62,6 +62,9 @@ changes = Table(
     Index(None, "time"),
 )
 
+# One row: the oldest revision of which a server may use this database (migrations/versions/v0004_compatibility.py).
+compatibility = Table("compatibility", metadata, Column("oldest", String(32), primary_key=True))
+
 keys = Table(
     "keys",
     metadata,

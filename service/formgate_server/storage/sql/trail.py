@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from sqlalchemy import URL, Row, Select, column, select, table
+from sqlalchemy import URL, Row, Select, select
 from sqlalchemy.exc import DBAPIError
 
 from formgate_server.core.errors import UnavailableError
 from formgate_server.core.model import AuditEvent
 from formgate_server.core.ports import AuditRow
+from formgate_server.storage.sql import migrate
 from formgate_server.storage.sql.engine import open_database
+from formgate_server.storage.sql.parts import UnfitDatabaseError
 from formgate_server.storage.sql.rows import audit_row_of
 from formgate_server.storage.sql.tables import accounts, audit_events, audit_heads, fingerprints
 
 _AT_ONCE = 1_000
 
-_REVISION = select(table("alembic_version", column("version_num")))
 _PEPPERS = select(fingerprints.c.value).where(fingerprints.c.name == "pepper")
 _EVENT = audit_events.c
 # What can not be read was never written so: nothing that a MAC was made of.
@@ -35,12 +36,13 @@ class Trail:
         """Close it."""
         await self._database.close()
 
-    async def revision(self) -> str | None:
-        """Return which migration the database has; None: none of ours."""
+    async def is_ours(self) -> bool:
+        """Tell whether this version knows its tables."""
         try:
-            return next((row.version_num for row in await self._rows(_REVISION)), None)
-        except DBAPIError:  # no such table
-            return None
+            await migrate.check_tables(self._database)
+        except UnfitDatabaseError:
+            return False
+        return True
 
     async def peppers(self) -> frozenset[str]:
         """Return the ids of the peppers that this database was ever used with."""

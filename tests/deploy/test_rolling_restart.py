@@ -1,0 +1,69 @@
+"""An upgrade without downtime: servers are replaced one by one while calls never stop."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+
+from formgate.v1 import accounts_pb2, authorization_pb2, authorization_pb2_grpc, keys_pb2
+from tests.support.client import Client
+from tests.support.deployment import Deployment
+from tests.support.postgres import PostgresServer
+from tests.support.redis import RedisServer
+from tests.support.server import Server, eventually
+
+CALLERS = 8
+ROUND_ROBIN = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
+
+
+def test_no_check_fails_while_three_servers_are_restarted(
+    tmp_path: Path, postgres_server: PostgresServer, redis_server: RedisServer
+) -> None:
+    """A plain gRPC client over all three, without any retries of its own, is told a whole verdict by every call."""
+    with Deployment(tmp_path, postgres_server, redis_server.url()) as deployment:
+        servers = [deployment.serve() for _ in range(3)]
+        with closing(Client(servers[0].address, deployment.token)) as manager:
+            manager(accounts_pb2.CreateAccountRequest(account_id="rolling"))
+            secret = manager(keys_pb2.CreateKeyRequest(account_id="rolling")).secret
+        check = authorization_pb2.CheckKeyRequest(key=secret, cost=0)
+        metadata = (("authorization", f"Bearer {deployment.token}"),)
+        stopping = threading.Event()
+        verdicts: list[authorization_pb2.CheckKeyResponse] = []
+
+        def call() -> None:
+            while not stopping.is_set():
+                verdicts.append(stub.CheckKey(check, metadata=metadata, timeout=10))
+
+        target = f"ipv4:{','.join(server.address for server in servers)}"
+        options = (("grpc.service_config", ROUND_ROBIN), ("grpc.enable_retries", 0))
+        with grpc.insecure_channel(target, options) as channel, ThreadPoolExecutor(CALLERS) as threads:
+            stub = authorization_pb2_grpc.AuthorizationServiceStub(channel)
+            callers = [threads.submit(call) for _ in range(CALLERS)]
+            try:
+                for server in servers:
+                    _restart(server)
+                    _more(verdicts, callers)
+            finally:
+                stopping.set()
+            for caller in callers:
+                caller.result()
+    assert all(verdict.allowed and not verdict.degraded for verdict in verdicts)
+
+
+def _restart(server: Server) -> None:
+    """Have another process take over at the same address."""
+    server.stop()
+    server.options = (*server.options, "--listen", server.address)
+    server.start()
+
+
+def _more(verdicts: Sized, callers: Sequence[Future[None]]) -> None:
+    """Wait until each caller may have reached each server again, or one has failed."""
+    enough = len(verdicts) + 10 * CALLERS
+    eventually(lambda: len(verdicts) >= enough or any(caller.done() for caller in callers), 30, "calls go on")
