@@ -14,10 +14,10 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from formgate.rules.reason import Reason
+from formgate.rules.wording import STATUSES
 from formgate.v1 import resources_pb2 as nouns
 from formgate.v1.accounts_pb2 import UpdateAccountRequest
 from formgate.v1.keys_pb2 import CreateKeyRequest, DisableKeyRequest, RevokeKeyRequest
-from formgate_server.policies.wording import STATUSES
 from tests.support.client import Client, new_account, new_token
 from tests.support.envoy import Envoy, page
 from tests.support.server import Server, eventually
