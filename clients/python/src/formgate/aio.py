@@ -121,7 +121,7 @@ class AsyncClient:
         attempt = 1
         while True:
             try:
-                return await line.together(request, deadline)
+                return await line.together(request, deadline, again=attempt > 1)
             except UnavailableError as error:
                 pause = self._common.retrying.pause(error, attempt, deadline - line.loop.time())
                 if pause is None:
@@ -172,17 +172,19 @@ class _Line:
         self._check: Any = self._channel.unary_unary(CHECK)  # bytes in, bytes out: read by ourselves, strictly
         self._batch: Any = self._channel.unary_unary(BATCH)
 
-    async def _send(self, requests: list[bytes], seconds: float) -> list[Outcome]:
+    async def _send(self, requests: list[bytes], seconds: float, *, again: bool) -> list[Outcome]:
         common = self._common
         common.counters.add("calls")
         try:
             if len(requests) == 1:
-                answer = await self._check(requests[0], timeout=seconds, metadata=self._metadata)
+                answer = await self._check(requests[0], timeout=seconds, metadata=self._metadata, wait_for_ready=again)
                 outcomes: list[Outcome] = [read_check(answer)]
             else:
                 common.counters.add("batches")
                 common.counters.add("checks_in_batches", len(requests))
-                answer = await self._batch(repeated(requests), timeout=seconds, metadata=self._metadata)
+                answer = await self._batch(
+                    repeated(requests), timeout=seconds, metadata=self._metadata, wait_for_ready=again
+                )
                 outcomes = read_batch(answer, len(requests))
         except grpc.RpcError as error:
             failure = error_of_call(error)

@@ -120,7 +120,7 @@ class Client:
         attempt = 1
         while True:
             try:
-                return line.together(request, deadline)
+                return line.together(request, deadline, again=attempt > 1)
             except UnavailableError as error:
                 pause = self._common.retrying.pause(error, attempt, deadline - time.monotonic())
                 if pause is None:
@@ -135,7 +135,8 @@ class Client:
         waiting, attempt = requests, 1
         while True:
             for part in _parts(waiting):
-                outcomes.update(zip(part, line.attempt(list(part.values()), deadline - time.monotonic()), strict=True))
+                came = line.attempt(list(part.values()), deadline - time.monotonic(), again=attempt > 1)
+                outcomes.update(zip(part, came, strict=True))
             errors = {index: error for index in waiting if isinstance(error := outcomes[index], UnavailableError)}
             left = deadline - time.monotonic()
             pauses = {index: self._common.retrying.pause(error, attempt, left) for index, error in errors.items()}
@@ -188,18 +189,18 @@ class _Line:
         self._check: Any = self._channel.unary_unary(CHECK)  # bytes in, bytes out: read by ourselves, strictly
         self._batch: Any = self._channel.unary_unary(BATCH)
 
-    def send(self, requests: list[bytes], seconds: float) -> list[Outcome]:
+    def send(self, requests: list[bytes], seconds: float, *, again: bool) -> list[Outcome]:
         """Send checks in one call. Raises FormgateError where all of it failed."""
         common = self._common
         common.counters.add("calls")
         try:
             if len(requests) == 1:
-                answer = self._check(requests[0], timeout=seconds, metadata=self._metadata)
+                answer = self._check(requests[0], timeout=seconds, metadata=self._metadata, wait_for_ready=again)
                 outcomes: list[Outcome] = [read_check(answer)]
             else:
                 common.counters.add("batches")
                 common.counters.add("checks_in_batches", len(requests))
-                answer = self._batch(repeated(requests), timeout=seconds, metadata=self._metadata)
+                answer = self._batch(repeated(requests), timeout=seconds, metadata=self._metadata, wait_for_ready=again)
                 outcomes = read_batch(answer, len(requests))
         except grpc.RpcError as error:
             failure = error_of_call(error)
@@ -211,12 +212,12 @@ class _Line:
         common.retrying.succeeded()
         return outcomes
 
-    def attempt(self, requests: list[bytes], seconds: float) -> list[Outcome]:
+    def attempt(self, requests: list[bytes], seconds: float, *, again: bool) -> list[Outcome]:
         """Send checks in one call, and return what came of each."""
         if seconds <= 0:
             return [DeadlineError("no answer within the deadline") for _ in requests]
         try:
-            return self.send(requests, seconds)
+            return self.send(requests, seconds, again=again)
         except FormgateError as error:
             return [copy.copy(error) for _ in requests]
 

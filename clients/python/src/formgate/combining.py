@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from formgate.answers import Outcome
 from formgate.errors import DeadlineError, FormgateError
@@ -20,17 +19,23 @@ from formgate.wire import MOST, MOST_BYTES
 PATIENCE_SECONDS: Final = 0.005
 """So long a check waits for a call that is under way; one that takes longer holds nobody up."""
 
-Send = Callable[[list[bytes], float], list[Outcome]]
-"""Sends checks in one call that may take so many seconds; returns one outcome each, or raises FormgateError."""
+
+class Send(Protocol):
+    """Sends checks."""
+
+    def __call__(self, requests: list[bytes], seconds: float, *, again: bool) -> list[Outcome]:
+        """Do as ``formgate.together.Send`` does."""
+        ...
 
 
 class _Waiting:
     """A check that a thread waits for, and what others tell it. Changed under the lock."""
 
-    __slots__ = ("deadline", "leads", "outcome", "request", "taken", "told")
+    __slots__ = ("again", "deadline", "leads", "outcome", "request", "taken", "told")
 
-    def __init__(self, request: bytes, deadline: float) -> None:
+    def __init__(self, request: bytes, deadline: float, *, again: bool) -> None:
         self.request = request
+        self.again = again
         self.deadline = deadline
         self.outcome: Outcome | None = None
         self.taken = False
@@ -58,9 +63,12 @@ class Combining:
         self._leaders = 0
         """Threads that send, or were told to. While anybody waits there is one, and it passes this on."""
 
-    def __call__(self, request: bytes, deadline: float) -> Verdict:
-        """Return the verdict. Raises FormgateError; DeadlineError when ``time.monotonic`` shows ``deadline``."""
-        mine = _Waiting(request, deadline)
+    def __call__(self, request: bytes, deadline: float, *, again: bool = False) -> Verdict:
+        """Return the verdict. Raises FormgateError; DeadlineError when ``time.monotonic`` shows ``deadline``.
+
+        ``again``: it was sent before; now a connection is waited for.
+        """
+        mine = _Waiting(request, deadline, again=again)
         with self._lock:
             if leads := not self._leaders:
                 self._leaders = 1
@@ -122,7 +130,8 @@ class Combining:
             if seconds > 0:
                 with self._lock:
                     batch += self._take(mine)
-                outcomes = self._send([waiting.request for waiting in batch], seconds)
+                again = any(waiting.again for waiting in batch)
+                outcomes = self._send([waiting.request for waiting in batch], seconds, again=again)
                 self._settle(batch, outcomes)
         except FormgateError as error:
             self._settle(batch, [copy.copy(error) for _ in batch])

@@ -45,7 +45,10 @@ class Common:
         self.connection = connection(address, token, tls=options.get("tls"), insecure=options.get("insecure"))
         self.timeout = _positive("timeout", options.get("timeout", _TIMEOUT))
         self.counters = Counters()
-        self.retrying = Retrying(options.get("attempts", _ATTEMPTS))
+        attempts = options.get("attempts", _ATTEMPTS)
+        if attempts < 1:
+            raise ValueError("attempts must be 1 or more")
+        self.retrying = Retrying(attempts)
         self.new_id = RequestIds()
         self.fallback = Fallback(
             options.get("fail", "closed"),

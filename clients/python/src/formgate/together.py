@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable
+from typing import Final, Protocol
 
 from formgate.answers import Outcome
 from formgate.errors import DeadlineError, FormgateError
@@ -16,17 +16,26 @@ from formgate.wire import MOST, MOST_BYTES
 PATIENCE_SECONDS: Final = 0.005
 """So long checks wait for a call that is under way; one that takes longer holds nobody up."""
 
-Send = Callable[[list[bytes], float], Awaitable[list[Outcome]]]
-"""Sends checks in one call that may take so many seconds; returns one outcome each, or raises FormgateError."""
+
+class Send(Protocol):
+    """Sends checks."""
+
+    def __call__(self, requests: list[bytes], seconds: float, *, again: bool) -> Awaitable[list[Outcome]]:
+        """Send them in one call that may take so many seconds; return one outcome each, or raise FormgateError.
+
+        ``again``: wait for a connection where there is none, instead of failing at once.
+        """
+        ...
 
 
 class _Waiting:
     """A check that somebody waits for. ``deadline`` by the loop's clock."""
 
-    __slots__ = ("deadline", "done", "request")
+    __slots__ = ("again", "deadline", "done", "request")
 
-    def __init__(self, request: bytes, deadline: float, done: asyncio.Future[Verdict]) -> None:
+    def __init__(self, request: bytes, deadline: float, done: asyncio.Future[Verdict], *, again: bool) -> None:
         self.request = request
+        self.again = again
         self.deadline = deadline
         self.done = done
 
@@ -52,9 +61,12 @@ class Together:
         self._scheduled = False
         self._calls: set[asyncio.Task[None]] = set()
 
-    async def __call__(self, request: bytes, deadline: float) -> Verdict:
-        """Return the verdict. Raises FormgateError; DeadlineError when the loop's clock shows ``deadline``."""
-        waiting = _Waiting(request, deadline, self._loop.create_future())
+    async def __call__(self, request: bytes, deadline: float, *, again: bool = False) -> Verdict:
+        """Return the verdict. Raises FormgateError; DeadlineError when the loop's clock shows ``deadline``.
+
+        ``again``: it was sent before; now a connection is waited for.
+        """
+        waiting = _Waiting(request, deadline, self._loop.create_future(), again=again)
         self._queue.append(waiting)
         if not self._under_way:
             self._schedule()  # when all that is ready has run: what else is asked in this moment goes along
@@ -101,7 +113,8 @@ class Together:
         patience = self._loop.call_later(PATIENCE_SECONDS, turn.end)
         try:
             seconds = max(waiting.deadline for waiting in batch) - self._loop.time()
-            outcomes = await self._send([waiting.request for waiting in batch], max(seconds, 0.001))
+            again = any(waiting.again for waiting in batch)
+            outcomes = await self._send([waiting.request for waiting in batch], max(seconds, 0.001), again=again)
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 waiting.settle(outcome)
         except FormgateError as error:

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.callers import new_key
+from tests.support.client import Client as Manager
+from tests.support.server import Server, clean_environment
+
+pytest_plugins = ("tests.support.rpc",)
+
+# As a server with workers does: the application, and the client in it, is made before the workers are.
+PREFORK = """
+import asyncio, os, sys, threading, time
+from formgate import AsyncClient, Client
+
+address, token, secret, before = sys.argv[1:]
+client, aio = Client(address, token, timeout=5), AsyncClient(address, token, timeout=5)
+stop = False
+
+def ask():
+    while not stop:
+        assert client.check(secret, cost=0)
+
+asking = []
+if before != "unused":
+    assert client.check(secret, cost=0)
+if before == "busy":
+    asking = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in asking:
+        thread.start()
+    time.sleep(0.1)
+
+def work():
+    ids = {client._common.new_id() for _ in range(3)}
+    assert client.check(secret, cost=0), "threads"
+    async def main():
+        async with aio:
+            assert await aio.check(secret, cost=0), "asyncio"
+    asyncio.run(main())
+    client.close()
+    print(*ids, flush=True)
+
+children = []
+for _ in range(3):
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    children.append(child)
+codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+stop = True
+for thread in asking:
+    thread.join()
+assert client.check(secret, cost=0), "parent"
+client.close()
+sys.exit(max(codes))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("before", ["unused", "used", "busy"])
+def test_clients_live_on_in_forked_children(before: str, rpc_server: Server, manager: Manager, account: str) -> None:
+    """Made before the fork, used or not, or in use by threads at that moment: children and parent all get answers.
+
+    No child shares a request id with another: they would not be charged for each other's checks.
+    """
+    secret = new_key(manager, account).secret
+    environment = clean_environment({"GRPC_VERBOSITY": "NONE"})
+    done = subprocess.run(
+        [sys.executable, "-c", PREFORK, rpc_server.address, rpc_server.token, secret, before],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    ids = done.stdout.split()
+    assert len(ids) == len(set(ids)) == 9
