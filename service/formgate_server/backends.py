@@ -16,6 +16,7 @@ from formgate_server.core.freshness import Freshness
 from formgate_server.core.ports import Clock, Epochs, KeyCache, KeyFinder, Limiter, Reservations
 from formgate_server.settings import Settings
 from formgate_server.storage.degraded import DegradedLimiter, FreshKeys
+from formgate_server.storage.measured import MeasuredLimiter
 from formgate_server.storage.memory.limiter import MemoryLimiter
 from formgate_server.storage.redis.client import connect
 from formgate_server.storage.redis.limiter import RedisLimiter
@@ -64,6 +65,14 @@ async def _open_redis(stack: AsyncExitStack, settings: Settings, parts: Parts, u
         url, timeout=settings.redis_timeout, on_state=_tell_redis, wait_replicas=settings.redis_wait_replicas
     )
     stack.push_async_callback(client.close)
+    stack.enter_context(
+        metrics.watched(
+            {
+                metrics.redis_connections: lambda: client.connections,
+                metrics.redis_requests: lambda: client.under_way,
+            }
+        )
+    )
     shared = RedisLimiter(
         client, parts.reservations, parts.clock, on_degraded=_tell_marks, replication_ids=replication_ids
     )
@@ -83,7 +92,18 @@ async def _open_redis(stack: AsyncExitStack, settings: Settings, parts: Parts, u
     shares = Shares(parts.clock, parts.reservations, settings.sharers)
     limiter = DegradedLimiter(shared, shares, parts.epochs, freshness, on_degraded=_tell_alone, on_lost=_tell_lost)
     stack.push_async_callback(limiter.close)
-    follow = Follow(parts.epochs, shared, freshness, time.monotonic)
+    follow = Follow(parts.epochs, MeasuredLimiter(shared, by="poll"), freshness, time.monotonic)
+    stack.enter_context(
+        metrics.watched(
+            {
+                metrics.changes_unpublished: lambda: follow.unpublished,
+                metrics.poll_age: lambda: freshness.read_age,
+                metrics.publication_age: lambda: freshness.published_age,
+                metrics.allowed_seconds["max_staleness"]: lambda: settings.max_staleness,
+                metrics.allowed_seconds["database_grace"]: lambda: settings.database_grace,
+            }
+        )
+    )
     following = asyncio.create_task(follow.run(_tell_fault))
     stack.push_async_callback(ended, following)
     finder = FreshKeys(parts.finder, parts.cache, freshness)
@@ -142,10 +162,17 @@ def _tell_marks(degraded: bool) -> None:  # noqa: FBT001 - told by position
 
 
 def _tell_redis(up: bool, detail: str) -> None:  # noqa: FBT001 - told by position
+    _tell_breaker("redis", is_open=not up)
     if up:
         _log.info("redis answers", detail=detail)
     else:
         _log.warning("redis does not answer", detail=detail)
+
+
+def _tell_breaker(store: str, *, is_open: bool) -> None:
+    metrics.breaker[store].set(is_open)
+    if is_open:
+        metrics.breaker_openings[store].count += 1
 
 
 def _tell_alone(alone: bool) -> None:  # noqa: FBT001 - told by position
@@ -158,6 +185,7 @@ def _tell_alone(alone: bool) -> None:  # noqa: FBT001 - told by position
 
 def _tell_database(up: bool) -> None:  # noqa: FBT001 - told by position
     metrics.degraded["database"].set(not up)
+    _tell_breaker("database", is_open=not up)
     if up:
         _log.info("the database answers again")
     else:

@@ -6,13 +6,16 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import structlog
+from prometheus_client import Gauge
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 
+from formgate_server import metrics
 from formgate_server.backends import Counters, Parts, UnfitRedisError, ended, open_counters
 from formgate_server.core.attempts import Attempts
 from formgate_server.core.authenticate import Authenticate
@@ -45,10 +48,12 @@ from formgate_server.rpc.accounts import AccountServicer
 from formgate_server.rpc.authorization import AuthorizationServicer
 from formgate_server.rpc.dispatch import Dispatch
 from formgate_server.rpc.keys import KeyServicer
+from formgate_server.rpc.line import Lines
 from formgate_server.rpc.methods import methods
 from formgate_server.settings import Settings
 from formgate_server.storage.data_folder import DataFolder, DataFolderError, read_keys
 from formgate_server.storage.guard import GuardedKeys
+from formgate_server.storage.measured import MeasuredKeys, MeasuredLimiter
 from formgate_server.storage.sealer import AesSealer
 from formgate_server.storage.sql import migrate
 from formgate_server.storage.sql.counters import SqlReservations
@@ -213,6 +218,7 @@ async def _start(
     clock = SystemClock()
     stores = await _open_stores(stack, settings, truth, policies, clock)
     limiter, finder, max_staleness, freshness = stores.counters
+    limiter = MeasuredLimiter(limiter, policies.limit_names, by="change")
     keeper = Keeper(peppers, sealer, policies)
     await _check_plans(stores.registry, policies)
     changes = Changes(stores.registry, limiter, clock, max_staleness=max_staleness)
@@ -224,7 +230,7 @@ async def _start(
         await tokens.bootstrap(_read_token(settings.bootstrap_token_file))
     last_used = LastUsed()
     pulse = await stack.enter_async_context(_pulse(last_used, stores.registry))
-    check_key = CheckKey(finder, limiter, policies, clock, last_used)
+    check_key = CheckKey(MeasuredKeys(finder), limiter, policies, clock, last_used)
     record_usage = await _usage(stack, settings, stores, truth.database, policies, clock)
     authorization = AuthorizationServicer(check_key, record_usage)
     keys = KeyServicer(
@@ -244,7 +250,8 @@ async def _start(
         tokens,
     )
     authenticate = Authenticate(stores.registry, peppers, clock, time.monotonic, freshness=freshness)
-    dispatch = Dispatch(authenticate, None if tls is None else tls.identify)
+    lines = Lines(allowed_sample=settings.log_allowed_sample, per_second=settings.log_calls_per_second)
+    dispatch = Dispatch(authenticate, None if tls is None else tls.identify, lines)
     http_address = settings.http if worker else _start_http(stack, settings.http, pulse)
     served = [*methods(authorization, keys, accounts), *ExtAuthz(check_key, clock).methods()]
     credentials = None if tls is None else tls.credentials
@@ -407,6 +414,7 @@ async def _open_stores(
     database, peppers = truth.database, Peppers(truth.peppers)
     reservations, epochs = SqlReservations(database), SqlEpochs(database)
     cache = CachedKeyStore(PepperedKeyStore(SqlKeyStore(database, policies), peppers), settings.key_cache_size)
+    stack.enter_context(metrics.watched(_readings(database, cache)))
     attempts = Attempts(
         time.monotonic_ns,
         per_address=settings.invalid_attempts_per_minute or None,
@@ -418,6 +426,16 @@ async def _open_stores(
     if freshness is not None:
         database.is_away = lambda: not freshness.database_up
     return _Stores(SqlRegistry(database, peppers), SqlUsageLedger(database), counters)
+
+
+def _readings(database: Database, cache: CachedKeyStore) -> dict[Gauge, Callable[[], float]]:
+    """Return what /metrics shows of the database's connections and of the keys at hand."""
+    readings: dict[Gauge, Callable[[], float]] = {metrics.key_cache_size: lambda: cache.size}
+    for pool, use in database.use.items():
+        readings[metrics.database_in_use[pool]] = partial(getattr, use, "in_use")
+        readings[metrics.database_most[pool]] = partial(getattr, use, "most")
+        readings[metrics.database_waiting[pool]] = partial(getattr, use, "waiting")
+    return readings
 
 
 async def _check_secret_keys(database: Database, name: str, ids: Sequence[str], file: Path) -> None:

@@ -14,10 +14,11 @@ import structlog
 import uvloop
 from pydantic import SecretStr
 
-from formgate_server import log, metrics
+from formgate_server import log
 from formgate_server.bootstrap import Addresses, StartError, build, prune, upgrade_database
 from formgate_server.bootstrap import renew_epochs as renew_all
 from formgate_server.core.prune import OnProgress
+from formgate_server.metrics.of_workers import of_workers
 from formgate_server.settings import Settings
 from formgate_server.wire.http import HttpServer
 from formgate_server.workers.port import reserved
@@ -89,7 +90,7 @@ async def _supervise_at(settings: Settings, folder: Path) -> None:
     _on_signals(supervisor.drain)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervisor.renew)
     host, _, port = settings.http.rpartition(":")
-    registry = metrics.of_workers(folder, supervisor.facts, lambda: supervisor.started)
+    registry = of_workers(folder, supervisor.facts, lambda: supervisor.started)
     http = HttpServer(host.strip("[]"), int(port), live=supervisor.live, ready=supervisor.ready, registry=registry)
     try:
         addresses = Addresses(settings.listen, f"{host}:{http.port}")

@@ -97,6 +97,12 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] | None = Field(
         default=None, description="How: console on a terminal, else json."
     )
+    log_allowed_sample: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.001, description="The share of checks that allow that the log tells; denials it tells all."
+    )
+    log_calls_per_second: Annotated[float, Field(ge=1, le=10_000)] = Field(
+        default=20.0, description="How many denials, and how many failed calls, a process logs a second."
+    )
     key_cache_size: Annotated[int, Field(ge=1_000)] = Field(
         default=200_000, description="How many keys are kept in memory, 2 KB each at the most."
     )

@@ -40,6 +40,16 @@ class TimedClient:
         self.asked: Counter[str] = Counter()
         """How often each script was sent."""
 
+    @property
+    def connections(self) -> int:
+        """As RedisClient says."""
+        return self._client.connections
+
+    @property
+    def under_way(self) -> int:
+        """As RedisClient says."""
+        return self._client.under_way
+
     def run_soon(
         self,
         script: Script,

@@ -128,6 +128,24 @@ def serve(
             "--log-format", case_sensitive=False, help="How to log.", show_default="json unless on a terminal"
         ),
     ] = None,
+    log_allowed_sample: Annotated[
+        float | None,
+        typer.Option(
+            "--log-allowed-sample",
+            metavar="SHARE",
+            help="The share of checks that allow to log; denials are logged anyway.",
+            show_default="0.001",
+        ),
+    ] = None,
+    log_calls_per_second: Annotated[
+        float | None,
+        typer.Option(
+            "--log-calls-per-second",
+            metavar="N",
+            help="How many denials, and how many failed calls, to log a second.",
+            show_default="20",
+        ),
+    ] = None,
     key_cache_size: Annotated[
         int | None,
         typer.Option("--key-cache-size", metavar="N", help="How many keys to keep in memory.", show_default="200000"),

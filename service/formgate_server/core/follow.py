@@ -46,6 +46,11 @@ class Follow:
         self._forgotten = monotonic()
         self._unpublished: dict[str, int] = {}
 
+    @property
+    def unpublished(self) -> int:
+        """How many changes were read and could not be published yet."""
+        return len(self._unpublished)
+
     async def run(self, on_error: Callable[[Exception], None] = lambda _: None) -> None:
         """Poll for ever; whatever goes wrong, the database counts as away until a poll has ended well.
 

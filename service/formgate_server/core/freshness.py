@@ -52,6 +52,16 @@ class Freshness:
         return self._monotonic() - self._read <= self._max_staleness
 
     @property
+    def read_age(self) -> float:
+        """How long ago, in seconds, the last poll that could read began."""
+        return self._monotonic() - self._read
+
+    @property
+    def published_age(self) -> float:
+        """How long ago, in seconds, the last poll began that could read and publish all that it read."""
+        return self._monotonic() - self._published
+
+    @property
     def read_at(self) -> float:
         """When the last poll that could read began."""
         return self._read

@@ -140,6 +140,12 @@ class Policies:
     by_prefix: Mapping[str, Policy] = field(init=False)
     """By what their secrets begin with."""
 
+    @property
+    def limit_names(self) -> frozenset[str]:
+        """The names of all limits that plans have."""
+        plans = [plan for policy in self.by_name.values() for plan in policy.plans.values()]
+        return frozenset({limit.name for plan in plans for limit in plan.limits}.union(*(plan.most for plan in plans)))
+
     def __post_init__(self) -> None:
         own = {prefix: policy for policy in self.by_name.values() for prefix in policy.prefixes.values()}
         object.__setattr__(self, "by_prefix", own)

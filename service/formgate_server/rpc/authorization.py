@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from time import perf_counter
 
 from formgate.v1 import authorization_pb2 as pb
 from formgate_server import metrics
@@ -12,7 +13,7 @@ from formgate_server.core.check_key import CheckKey
 from formgate_server.core.errors import FormgateError, InvalidArgumentError
 from formgate_server.core.model import Caller
 from formgate_server.core.record_usage import MOST_RECORDS, RecordUsage
-from formgate_server.core.verdict import CheckQuery, Verdict
+from formgate_server.core.verdict import CheckQuery, Reason, Verdict
 from formgate_server.rpc import convert
 from formgate_server.rpc.asked import Asked
 from formgate_server.rpc.errors import to_status
@@ -30,13 +31,19 @@ class AuthorizationServicer:
         self._record_usage = record_usage
         self._asked = Asked()
 
-    async def check_key(self, request: pb.CheckKeyRequest, caller: Caller) -> bytes:
+    async def check_key(self, request: pb.CheckKeyRequest, caller: Caller) -> tuple[bytes, Verdict]:
         """One verdict."""
+        began = perf_counter()
         verdict = await self._check_key(self._asked.read(request), caller)
-        metrics.checks[verdict.reason].inc()
-        return check_response(verdict)
+        metrics.checks[verdict.reason].count += 1
+        metrics.check_seconds[verdict.reason].observe(perf_counter() - began)
+        if verdict.degraded:
+            metrics.degraded_checks.count += 1
+        return check_response(verdict), verdict
 
-    async def batch_check_keys(self, request: pb.BatchCheckKeysRequest, caller: Caller) -> bytes:
+    async def batch_check_keys(
+        self, request: pb.BatchCheckKeysRequest, caller: Caller
+    ) -> tuple[bytes, Mapping[Reason, int]]:
         """Many verdicts, in order; one that can not be reached is its own error."""
         _count(len(request.requests), MOST_CHECKS, "requests")
         asked = [self._read(one) for one in request.requests]
@@ -46,10 +53,13 @@ class AuthorizationServicer:
             await self._decide_others(asked, results, caller)
         reasons = Counter(one.reason for one in results if isinstance(one, Verdict))
         for reason, times in reasons.items():
-            metrics.checks[reason].inc(times)
-        return batch_response(
+            metrics.checks[reason].count += times
+        metrics.degraded_checks.count += sum(one.degraded for one in results if isinstance(one, Verdict))
+        metrics.batch_checks_failed.count += sum(map(_failed, results))
+        answer = batch_response(
             check_response(one) if isinstance(one, Verdict) else to_status(one) for one in results if one is not None
         )
+        return answer, reasons
 
     def _read(self, request: pb.CheckKeyRequest) -> CheckQuery | FormgateError:
         try:
@@ -85,13 +95,18 @@ class AuthorizationServicer:
         _count(len(request.records), MOST_RECORDS, "records")
         results = await self._record_usage(caller, [convert.usage_record(record) for record in request.records])
         for result in results:
-            metrics.usage_records[result.outcome].inc()
+            metrics.usage_records[result.outcome].count += 1
         return pb.RecordUsageResponse(
             results=[
                 pb.UsageResult(record_id=id_, outcome=convert.number(outcome), message=why)
                 for id_, outcome, why in results
             ]
         )
+
+
+def _failed(result: Verdict | FormgateError | None) -> bool:
+    """Tell whether a check could not be decided though nothing is wrong with it."""
+    return isinstance(result, FormgateError) and not isinstance(result, InvalidArgumentError)
 
 
 def _count(number: int, most: int, field: str) -> None:

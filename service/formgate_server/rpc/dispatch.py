@@ -5,6 +5,8 @@
 3. decode: the bytes, and who acts, as the metadata says.
 4. handle: the servicer's method.
 5. encode.
+
+However it ends, it is counted, and told in the log (``line.py``).
 """
 
 from __future__ import annotations
@@ -17,26 +19,35 @@ from typing import NamedTuple
 import structlog
 from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
+from google.rpc.code_pb2 import Code
 
+from formgate_server import metrics
 from formgate_server.core import fields
 from formgate_server.core.authenticate import Authenticate
 from formgate_server.core.errors import FormgateError, InvalidArgumentError, PermissionDeniedError
 from formgate_server.core.model import Caller, ServiceRole
 from formgate_server.rpc.errors import internal, to_status
+from formgate_server.rpc.line import Lines, Outcome
 from formgate_server.rpc.methods import Method
 
 _log = structlog.get_logger("formgate.rpc")
 _LONGEST_ACTOR = 128
-# Neither a flood of keys nor a store that is away may become a flood of lines: both are told once, where they begin.
-_COUNTED = frozenset({"TOO_MANY_UNKNOWN_KEYS", "TOO_MANY_UNKNOWN_TOKENS", "STORE_UNAVAILABLE"})
+_OK, _INTERNAL = "OK", "INTERNAL"
+_CANCELLED = "CANCELLED"
+"""By whoever asked, or by its deadline."""
+
+
+def _nobody() -> str:
+    return ""
 
 
 class Call(NamedTuple):
-    """A call, whatever wire it came by: its metadata, names in lower case."""
+    """A call, whatever wire it came by: its metadata, names in lower case, and what says where it came from."""
 
     metadata: Mapping[str, str | bytes]
     certificate: Callable[[], Collection[str]] = tuple
     """Returns the names in the client's verified certificate, as ``Identities`` has them."""
+    peer: Callable[[], str] = _nobody
 
     def get(self, name: str) -> str:
         """Return the metadata's value of that name; empty: there is none, or it is no text."""
@@ -55,10 +66,16 @@ class RpcError(Exception):
 class Dispatch:
     """Answers calls."""
 
-    def __init__(self, authenticate: Authenticate, identify: Callable[[Collection[str]], Caller] | None = None) -> None:
+    def __init__(
+        self,
+        authenticate: Authenticate,
+        identify: Callable[[Collection[str]], Caller] | None = None,
+        lines: Lines | None = None,
+    ) -> None:
         """``identify`` finds callers by their certificates' names; None: each needs a token."""
         self._authenticate = authenticate
         self._identify = identify
+        self._lines = lines or Lines()
 
     async def caller(self, call: Call, roles: frozenset[ServiceRole]) -> Caller:
         """Return who calls: by the token that is shown, good or not, else by certificate.
@@ -79,21 +96,30 @@ class Dispatch:
         """Answer a call. Raises RpcError."""
         began = time.perf_counter()
         caller: Caller | None = None
+        outcome: Outcome = None
+        code = reason = _CANCELLED
         try:
             caller = await self.caller(call, method.roles)
             request = _decoded(method, payload)
             caller = _acting(caller, call)
             response = await method.handle(request, caller)
-            answer = response if isinstance(response, bytes) else response.SerializeToString()
+            if isinstance(response, tuple):
+                answer, outcome = response
+            else:
+                answer = response if isinstance(response, bytes) else response.SerializeToString()
+            code = reason = _OK
         except FormgateError as error:
-            if error.reason not in _COUNTED or ServiceRole.CHECKER not in method.roles:
-                _tell(method, caller, began, error.reason)
-            raise RpcError(to_status(error)) from None
+            status = to_status(error)
+            code, reason = Code.Name(status.code), error.reason
+            raise RpcError(status) from None
         except Exception as error:
             _log.exception("a call failed for a fault of ours", method=method.path)
+            code = reason = _INTERNAL
             raise RpcError(internal()) from error
-        if ServiceRole.CHECKER not in method.roles:  # checks and usage are too many to tell each
-            _tell(method, caller, began, "OK")
+        finally:
+            seconds = time.perf_counter() - began
+            metrics.calls_of(method.path).ended(code, seconds)
+            self._lines.tell(method, call, caller, code, reason, outcome, seconds)
         return answer
 
 
@@ -112,15 +138,3 @@ def _acting(caller: Caller, call: Call) -> Caller:
     actor, actor_ip = call.get("formgate-actor"), call.get("formgate-actor-ip")
     fields.text(actor, "formgate-actor", _LONGEST_ACTOR)
     return replace(caller, actor=actor, actor_ip=fields.source_ip(actor_ip, "formgate-actor-ip"))
-
-
-def _tell(method: Method, caller: Caller | None, began: float, outcome: str) -> None:
-    """Write the call's line of the log."""
-    _log.info(
-        "call",
-        method=method.path,
-        outcome=outcome,
-        token_id="" if caller is None else caller.token_id,
-        actor="" if caller is None else caller.actor,
-        milliseconds=round((time.perf_counter() - began) * 1_000, 3),
-    )

@@ -11,11 +11,13 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from formgate.v1 import accounts_pb2, authorization_pb2, keys_pb2
+from formgate_server import metrics
 from formgate_server.core.errors import UnimplementedError
 from formgate_server.core.model import Caller, ServiceRole
 from formgate_server.rpc.accounts import AccountServicer
 from formgate_server.rpc.authorization import AuthorizationServicer
 from formgate_server.rpc.keys import KeyServicer
+from formgate_server.rpc.line import Outcome
 
 AUTHORIZATION = authorization_pb2.DESCRIPTOR.services_by_name["AuthorizationService"]
 KEYS = keys_pb2.DESCRIPTOR.services_by_name["KeyService"]
@@ -32,13 +34,13 @@ _HUMPS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 class Method(NamedTuple):
     """A method: ``handle`` answers a request of the type ``request`` by a caller of one of ``roles``.
 
-    What it returns is the answer, or its bytes.
+    What it returns is the answer, or its bytes, or these and what it has decided.
     """
 
     path: str
     request: type[Message]
     roles: frozenset[ServiceRole]
-    handle: Callable[[Any, Caller], Awaitable[Message | bytes]]
+    handle: Callable[[Any, Caller], Awaitable[Message | bytes | tuple[bytes, Outcome]]]
 
 
 def methods(authorization: AuthorizationServicer, keys: KeyServicer, accounts: AccountServicer) -> Iterable[Method]:
@@ -47,6 +49,7 @@ def methods(authorization: AuthorizationServicer, keys: KeyServicer, accounts: A
         for method in service.methods:
             handle = getattr(servicer, _HUMPS.sub("_", method.name).lower(), _unimplemented)
             path = f"/{service.full_name}/{method.name}"
+            metrics.calls_of(path)  # counted, and shown, from the start
             yield Method(path, GetMessageClass(method.input_type), roles(service, method), handle)
 
 

@@ -75,21 +75,21 @@ class GuardedKeys:
         if record is None:
             self._attempts.spend_look_up(source_ip)
             self._attempts.spend_attempt(source_ip)
-            metrics.unknown_keys["not_found"].inc()
+            metrics.unknown_keys["not_found"].count += 1
         return record
 
     def _refusal(self, source_ip: str) -> TooManyAttempts | None:
         """Return what to tell the address. Raises UnavailableError where the budget of all is used up."""
         retry_after = self._attempts.retry_after(source_ip)
         if retry_after is not None:
-            metrics.unknown_keys["refused_address"].inc()
+            metrics.unknown_keys["refused_address"].count += 1
             return TooManyAttempts(retry_after)
         if self._attempts.exhausted(source_ip):
             raise self._undecided()
         return None
 
     def _undecided(self) -> UnavailableError:
-        metrics.unknown_keys["refused"].inc()
+        metrics.unknown_keys["refused"].count += 1
         now = asyncio.get_running_loop().time()
         if now >= self._logged_until:  # a flood of keys may not become a flood of lines
             self._logged_until = now + _LOG_SECONDS

@@ -47,6 +47,11 @@ class CachedKeyStore:
         self._records: OrderedDict[bytes, KeyRecord] = OrderedDict()
         self._reads: dict[bytes, asyncio.Future[_Outcome]] = {}
 
+    @property
+    def size(self) -> int:
+        """How many keys are at hand."""
+        return len(self._records)
+
     def known(self, digests: Sequence[bytes]) -> KeyRecord | None:
         """See ``KeyCache``."""
         return self._records.get(digests[0])

@@ -179,7 +179,7 @@ def _call(context: _Context) -> Call:
     if len(metadata) != len(sent):  # who sends two tokens is neither's caller: together they are one that is unknown
         for name in metadata:
             metadata[name] = ", ".join(str(value) for key, value in sent if key == name)  # as RFC 9110, 5.3 reads them
-    return Call(metadata, lambda: tls.names(context.auth_context()))
+    return Call(metadata, lambda: tls.names(context.auth_context()), context.peer)
 
 
 def _library_handlers(health_: health.aio.HealthServicer, reflected: _Reflection) -> Iterable[grpc.GenericRpcHandler]:

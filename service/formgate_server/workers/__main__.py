@@ -104,6 +104,7 @@ def _count_in(folder: str, number: int) -> None:
 
 async def _serve(settings: Settings, link: Link) -> None:
     # Here, because these make the metrics.
+    from formgate_server import metrics  # noqa: PLC0415
     from formgate_server.bootstrap import StartError, build  # noqa: PLC0415
 
     stop, hurry = asyncio.Event(), asyncio.Event()
@@ -123,10 +124,14 @@ async def _serve(settings: Settings, link: Link) -> None:
         link.refuse(str(error))
     finally:
         heart.cancel()
+        metrics.write()
 
 
 async def _beat(link: Link) -> None:
+    from formgate_server import metrics  # noqa: PLC0415 - as above
+
     while True:
+        metrics.write()
         link.say("beat", gc.get_stats())
         await asyncio.sleep(_BEAT_SECONDS)
 

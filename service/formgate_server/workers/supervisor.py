@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from formgate_server.metrics import WorkerFacts
+from formgate_server.metrics.of_workers import WorkerFacts
 from formgate_server.workers.child import Child
 
 _log = structlog.get_logger("formgate.workers")

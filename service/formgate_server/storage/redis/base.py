@@ -65,6 +65,17 @@ class Client:
         """As RedisClient says."""
         return await self._send(None, slot, args, repeatable=False)
 
+    @property
+    def connections(self) -> int:
+        """As RedisClient says."""
+        return sum(line.connection is not None for line in self._lines())
+
+    @property
+    def under_way(self) -> int:
+        """As RedisClient says."""
+        connections = [line.connection for line in self._lines()]
+        return sum(connection.under_way for connection in connections if connection is not None)
+
     async def close(self) -> None:
         """As RedisClient says."""
         for line in self._lines():

@@ -59,6 +59,16 @@ class RedisClient(Protocol):
         """
         ...
 
+    @property
+    def connections(self) -> int:
+        """How many connections may be used. Any thread may look."""
+        ...
+
+    @property
+    def under_way(self) -> int:
+        """How many requests have no answer yet. Any thread may look."""
+        ...
+
     async def close(self) -> None:
         """End it; what is under way fails."""
         ...

@@ -105,6 +105,11 @@ class Connection(asyncio.Protocol):
         """Whether another request may be sent."""
         return self.is_open and len(self._in_flight) + len(self._queue) < self._most
 
+    @property
+    def under_way(self) -> int:
+        """How many requests have no answer yet."""
+        return len(self._in_flight) + len(self._queue)
+
     def send(self, entry: Entry, data: bytes) -> None:
         """Send a packed command with what else this turn of the loop has to send."""
         self._queue.append(entry)

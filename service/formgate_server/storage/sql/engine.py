@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL, make_url
 from formgate_server.storage.sql import postgres, sqlite
 from formgate_server.storage.sql.connection import Connection, lent
 from formgate_server.storage.sql.errors import translated, unavailable
-from formgate_server.storage.sql.parts import Lookups, Parts, UnfitDatabaseError
+from formgate_server.storage.sql.parts import Lookups, Parts, PoolUse, UnfitDatabaseError
 from formgate_server.storage.sql.postgres_url import SCHEMES
 from formgate_server.storage.sql.turns import Turns
 
@@ -34,7 +34,7 @@ class Database:
         self._parts = parts
         # Whoever has to wait does so here, in order: SQLite's own waiting is a poll, and so unfair that under load it
         # ends in "database is locked".
-        self._readers = asyncio.Semaphore(parts.readers)
+        self._readers = Turns(parts.readers)
         self._writers = Turns(parts.writers)
 
     @property
@@ -42,6 +42,11 @@ class Database:
         """What selects by a list of values, on the shortest way. Raises UnavailableError where it is away."""
         self._check()
         return self._lookups
+
+    @property
+    def use(self) -> Mapping[str, PoolUse]:
+        """How much of its connections is in use: those for ``lookup``, ``read`` and ``write``."""
+        return {"lookup": self._lookups.use, "read": self._readers, "write": self._writers}
 
     def _check(self) -> None:
         if self.is_away():
@@ -54,7 +59,7 @@ class Database:
             self._check()
         with translated():
             async with AsyncExitStack() as stack:
-                await self._turn(stack, self._readers)
+                await self._turn(stack, self._readers.turn(urgent=True))
                 yield await stack.enter_async_context(lent(self.reader, self._parts.call_seconds))
 
     @asynccontextmanager

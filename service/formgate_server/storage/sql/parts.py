@@ -14,8 +14,32 @@ class UnfitDatabaseError(ValueError):
     """The database, or its URL, will not do. The message says why and what to do, and nothing secret."""
 
 
+class PoolUse(Protocol):
+    """How much of a pool of connections is in use. Any thread may look."""
+
+    @property
+    def most(self) -> int:
+        """How many may use it at once."""
+        ...
+
+    @property
+    def in_use(self) -> int:
+        """How many do."""
+        ...
+
+    @property
+    def waiting(self) -> int:
+        """How many wait until they may."""
+        ...
+
+
 class Lookups(Protocol):
     """The shortest way to the database, past SQLAlchemy: for a select that is asked all the time."""
+
+    @property
+    def use(self) -> PoolUse:
+        """How much of its connections is in use."""
+        ...
 
     def compile(self, select: Select[Any], column: ColumnElement[Any], length: int, /) -> str:
         """Return the SQL that selects what has one of ``length`` values in ``column``."""

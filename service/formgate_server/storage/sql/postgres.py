@@ -11,6 +11,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -24,6 +25,7 @@ from formgate_server.core.finishing import Finishing
 from formgate_server.storage.sql.errors import unavailable
 from formgate_server.storage.sql.parts import Parts
 from formgate_server.storage.sql.postgres_url import hosts_of
+from formgate_server.storage.sql.turns import Turns
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Select
@@ -200,9 +202,14 @@ class PostgresLookups:
     def __init__(self, reader: AsyncEngine, connector: Connector, most: int) -> None:
         self._dialect = reader.dialect
         self._connector = connector
-        self._free = asyncio.Semaphore(most)
+        self._turns = Turns(most)
         self._idle: list[Any] = []
         self._finishing = Finishing()
+
+    @property
+    def use(self) -> Turns:
+        """See ``Lookups``."""
+        return self._turns
 
     def compile(self, select: Select[Any], column: ColumnElement[Any], _: int) -> str:
         """See ``Lookups``."""
@@ -214,9 +221,9 @@ class PostgresLookups:
         return await self._finishing.run(self._fetch(sql, values))
 
     async def _fetch(self, sql: str, values: Sequence[object]) -> Sequence[Sequence[Any]]:
-        async with asyncio.timeout(_WAIT_SECONDS):
-            await self._free.acquire()
-        try:
+        async with AsyncExitStack() as stack:
+            async with asyncio.timeout(_WAIT_SECONDS):
+                await stack.enter_async_context(self._turns.turn(urgent=True))
             connection = self._take() or await self._connector.connect()
             watch = asyncio.get_running_loop().call_later(_CALL_SECONDS, connection.terminate)
             try:
@@ -225,8 +232,6 @@ class PostgresLookups:
                 watch.cancel()
                 self._put(connection)
             return found
-        finally:
-            self._free.release()
 
     def _take(self) -> Any:  # noqa: ANN401 - asyncpg is not typed
         while self._idle:

@@ -102,6 +102,25 @@ def _begin_immediate(connection: SyncConnection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
+class _Shared:
+    """How much one connection is used that takes one statement after the other."""
+
+    most = 1
+
+    def __init__(self) -> None:
+        self.under_way = 0
+
+    @property
+    def in_use(self) -> int:
+        """See ``PoolUse``."""
+        return min(self.under_way, 1)
+
+    @property
+    def waiting(self) -> int:
+        """See ``PoolUse``."""
+        return max(self.under_way - 1, 0)
+
+
 class SqliteLookups:
     """Lookups on one connection that all share.
 
@@ -113,6 +132,7 @@ class SqliteLookups:
         self._connection: AsyncConnection | None = None
         self._driver: aiosqlite.Connection | None = None
         self._opening = asyncio.Lock()
+        self.use = _Shared()
 
     def compile(self, select: Select[Any], column: ColumnElement[Any], length: int) -> str:
         """See ``Lookups``."""
@@ -125,7 +145,11 @@ class SqliteLookups:
             async with self._opening:
                 if self._driver is None:
                     await finished(self._open())
-        return list(await cast("aiosqlite.Connection", self._driver).execute_fetchall(sql, values))
+        self.use.under_way += 1
+        try:
+            return list(await cast("aiosqlite.Connection", self._driver).execute_fetchall(sql, values))
+        finally:
+            self.use.under_way -= 1
 
     async def _open(self) -> None:
         self._connection = await self._reader.connect()

@@ -12,9 +12,20 @@ class Turns:
     """Lets in so many at once; whoever is urgent goes before all who are not, else first come, first served."""
 
     def __init__(self, most: int) -> None:
+        self.most = most
         self._free = most
         self._urgent: deque[asyncio.Future[None]] = deque()
         self._patient: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def in_use(self) -> int:
+        """How many have a turn."""
+        return self.most - self._free
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for one."""
+        return len(self._urgent) + len(self._patient)
 
     @asynccontextmanager
     async def turn(self, *, urgent: bool) -> AsyncIterator[None]:

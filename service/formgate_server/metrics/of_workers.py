@@ -1,4 +1,4 @@
-"""What is counted, for /metrics. Never by key, account or anything else that a caller can choose."""
+"""The metrics of several workers, as their supervisor shows them."""
 
 from __future__ import annotations
 
@@ -7,66 +7,17 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Info, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from formgate.rules.reason import Reason
-from formgate_server.core.model import UsageOutcome
+from formgate_server.metrics import new_registry
 
-VERSION = version("formgate-server")
 _READS = 10
-
-
-def _new_registry() -> CollectorRegistry:
-    new = CollectorRegistry()
-    PlatformCollector(registry=new)
-    Info("formgate_build", "This server.", registry=new).info({"version": VERSION})
-    return new
-
-
-registry = _new_registry()
-"""Of this process. A worker's is shown by its supervisor: a Gauge must say by ``multiprocess_mode`` how it adds up."""
-ProcessCollector(registry=registry)
-GCCollector(registry=registry)
-
-_checks = Counter("formgate_checks", "Checks decided, by reason.", ["reason"], registry=registry)
-checks = {
-    reason: _checks.labels(reason.name) for reason in Reason
-}  # all from the start, and found without hashing labels
-_degraded = Gauge(
-    "formgate_degraded", "Whether a store is away, by which.", ["store"], registry=registry, multiprocess_mode="livesum"
-)
-degraded = {store: _degraded.labels(store) for store in ("counters", "database", "marks")}
-_usage_records = Counter("formgate_usage_records", "Usage records, by outcome.", ["outcome"], registry=registry)
-usage_records = {outcome: _usage_records.labels(outcome.name) for outcome in UsageOutcome}
-_unknown_keys = Counter(
-    "formgate_unknown_keys",
-    "Keys that were not known here and not found, or not looked for.",
-    ["outcome"],
-    registry=registry,
-)
-unknown_keys = {outcome: _unknown_keys.labels(outcome) for outcome in ("not_found", "refused_address", "refused")}
-certificate_end = Gauge(
-    "formgate_tls_certificate_end_timestamp_seconds",
-    "When it ends: the server's certificate, and the last of the authorities of clients'.",
-    ["certificate"],
-    registry=registry,
-    multiprocess_mode="livemin",
-)
-_files_refused = Gauge(
-    "formgate_files_refused",
-    "Whether what files hold now can not be used, so that what they held before stays.",
-    ["files"],
-    registry=registry,
-    multiprocess_mode="livemax",
-)
-files_refused = {each: _files_refused.labels(each) for each in ("certificates", "identities")}
 
 
 class WorkerFacts(NamedTuple):
@@ -87,7 +38,7 @@ def of_workers(
 
     Before they have ``started`` nothing is read: their files are being made.
     """
-    shown = _new_registry()
+    shown = new_registry()
     shown.register(_Workers(folder, facts, started))
     return shown
 
