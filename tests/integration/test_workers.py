@@ -46,6 +46,8 @@ LABELS = {
     "reason",
     "outcome",
     "store",
+    "files",
+    "certificate",
     "worker",
     "generation",
     "version",
