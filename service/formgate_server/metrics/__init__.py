@@ -83,6 +83,16 @@ checks = {reason: Tally(_checks.labels(reason.name)) for reason in Reason}
 _check_seconds = _timing("check_duration_seconds", "How long a CheckKey took to be decided, by reason.", "reason")
 check_seconds = {reason: Timing(_check_seconds.labels(reason.name)) for reason in Reason}
 degraded_checks = Tally(_counter("checks_degraded", "Checks decided that said `degraded`."))
+
+
+def decided(reason: Reason, seconds: float, *, degraded: bool) -> None:
+    """Count a check that was asked for by itself, and took so long to be decided."""
+    checks[reason].count += 1
+    check_seconds[reason].observe(seconds)
+    if degraded:
+        degraded_checks.count += 1
+
+
 batch_checks_failed = Tally(
     _counter("batch_checks_failed", "Checks of a BatchCheckKeys that could not be decided, while others were.")
 )

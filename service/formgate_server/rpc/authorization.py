@@ -35,10 +35,7 @@ class AuthorizationServicer:
         """One verdict."""
         began = perf_counter()
         verdict = await self._check_key(self._asked.read(request), caller)
-        metrics.checks[verdict.reason].count += 1
-        metrics.check_seconds[verdict.reason].observe(perf_counter() - began)
-        if verdict.degraded:
-            metrics.degraded_checks.count += 1
+        metrics.decided(verdict.reason, perf_counter() - began, degraded=verdict.degraded)
         return check_response(verdict), verdict
 
     async def batch_check_keys(

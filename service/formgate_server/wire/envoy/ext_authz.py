@@ -8,6 +8,7 @@ a yes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from time import perf_counter
 
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 from google.rpc import code_pb2
@@ -53,8 +54,9 @@ class ExtAuthz:
         query = requirement.query(asked)
         if isinstance(query, Ambiguous):
             return _denied(told.ambiguous(query), code_pb2.INVALID_ARGUMENT)
+        began = perf_counter()
         verdict = await self._check_key(query, caller)
-        metrics.checks[verdict.reason].inc()
+        metrics.decided(verdict.reason, perf_counter() - began, degraded=verdict.degraded)
         response = self._allowed(verdict, requirement, asked) if verdict.allowed else self._denied(verdict)
         _note(response, verdict)
         return response
