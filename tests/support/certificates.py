@@ -27,12 +27,33 @@ class Authority:
         )
         self.certificate.write_bytes(signed.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
-    def sign(self, name: str, *, hosts: tuple[str, ...] = ("127.0.0.1",)) -> tuple[Path, Path]:
-        """Return the files of a new certificate for these addresses, and of its key."""
+    def sign(
+        self,
+        name: str,
+        *,
+        hosts: tuple[str, ...] = ("127.0.0.1",),
+        uris: tuple[str, ...] = (),
+        dns: tuple[str, ...] = (),
+        days: tuple[float, float] = (-1, 1),
+        usage: x509.ObjectIdentifier | None = None,
+    ) -> tuple[Path, Path]:
+        """Return the files of a new certificate for these addresses and names, and of its key.
+
+        It is good from and until so many ``days`` from now, and for this extended ``usage`` only (None: any).
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host)) for host in hosts])
-        signed = self._builder(subject, key).add_extension(names, critical=False).sign(self._key, hashes.SHA256())
+        names = x509.SubjectAlternativeName(
+            [
+                *(x509.IPAddress(ipaddress.ip_address(host)) for host in hosts),
+                *map(x509.UniformResourceIdentifier, uris),
+                *map(x509.DNSName, dns),
+            ]
+        )
+        builder = self._builder(subject, key, days).add_extension(names, critical=False)
+        if usage is not None:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        signed = builder.sign(self._key, hashes.SHA256())
         certificate, key_file = self._folder / f"{name}.pem", self._folder / f"{name}.key"
         certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
         key_file.write_bytes(
@@ -51,7 +72,9 @@ class Authority:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, days: tuple[float, float] = (-1, 1)
+    ) -> x509.CertificateBuilder:
         now = dt.datetime.now(dt.UTC)
         return (
             x509.CertificateBuilder()
@@ -59,6 +82,6 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(days=1))
-            .not_valid_after(now + dt.timedelta(days=1))
+            .not_valid_before(now + dt.timedelta(days=days[0]))
+            .not_valid_after(now + dt.timedelta(days=days[1]))
         )

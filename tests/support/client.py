@@ -112,12 +112,24 @@ class Refusal:
 
 
 class Client:
-    """A caller with a service token (empty: none), on a connection of its own."""
+    """A caller with a service token (empty: none), on a connection of its own; by TLS with ``credentials``."""
 
-    def __init__(self, address: str, token: str = "", metadata: Metadata = ()) -> None:
+    def __init__(
+        self,
+        address: str,
+        token: str = "",
+        metadata: Metadata = (),
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        options: Sequence[tuple[str, object]] = (("grpc.max_receive_message_length", -1),),
+    ) -> None:
         self.token = token
         self.metadata = ((("authorization", f"Bearer {token}"),) if token else ()) + tuple(metadata)
-        self.channel = grpc.insecure_channel(address, options=(("grpc.max_receive_message_length", -1),))
+        self.channel = (
+            grpc.insecure_channel(address, options)
+            if credentials is None
+            else grpc.secure_channel(address, credentials, options)
+        )
         self._calls: dict[str, Any] = {}
         self._streams: set[str] = set()
         for file, stub in _STUBS:

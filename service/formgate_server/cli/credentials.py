@@ -25,10 +25,21 @@ class Token:
     source: str
 
 
-def find_token(token_file: Path | None, data: Path | None, address: str, environment: Mapping[str, str]) -> Token:
+NO_TOKEN = Token("", "nobody")
+
+
+def find_token(
+    token_file: Path | None,
+    data: Path | None,
+    address: str,
+    environment: Mapping[str, str],
+    *,
+    certificate: bool = False,
+) -> Token:
     """Return the token of the first place that is named: the options, the environment, ``./formgate-data``.
 
-    Raises CommandError where there is none, or none that can be sent.
+    With a ``certificate``, which may stand for it, there need be none. Raises CommandError where there is none, or none
+    that can be sent.
     """
     if token_file is not None:
         return _read(token_file)
@@ -40,7 +51,7 @@ def find_token(token_file: Path | None, data: Path | None, address: str, environ
         return _read(Path(name))
     if name := environment.get("FORMGATE_DATA", ""):
         return _read(Path(name) / MANAGER_TOKEN)
-    return _found_beside(address)
+    return NO_TOKEN if certificate else _found_beside(address)
 
 
 def _found_beside(address: str) -> Token:

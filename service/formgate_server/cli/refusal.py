@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
+from formgate_server.cli.credentials import NO_TOKEN
 from formgate_server.cli.errors import CommandError, ExitCode
 from formgate_server.cli.syntax import format_wait
 
@@ -110,6 +111,13 @@ def _not_from_formgate(refusal: Refusal, server: Server, code: ExitCode) -> Comm
 
 
 def _hint(refusal: Refusal, server: Server) -> str:
+    if server.token is NO_TOKEN and refusal.code in {
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+    }:
+        return (
+            "the certificate alone does not do: give a token with --token-file, FORMGATE_TOKEN or FORMGATE_TOKEN_FILE"
+        )
     if refusal.code is grpc.StatusCode.UNAUTHENTICATED:
         return (
             f"the token of {server.token.source} is not one of this server's, or has ended: give another with "

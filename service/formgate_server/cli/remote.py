@@ -8,12 +8,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Concatenate, ParamSpec, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, Protocol, TypeVar, get_args
 
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
-from formgate_server.cli.credentials import Token, find_token, is_loopback
+from formgate_server.cli import encryption
+from formgate_server.cli.credentials import NO_TOKEN, Token, find_token, is_loopback
+from formgate_server.cli.encryption import Encryption
 from formgate_server.cli.errors import CommandError, ExitCode, wrong_usage
 
 if TYPE_CHECKING:
@@ -65,6 +67,14 @@ Timeout = Annotated[
         "--timeout", min=0.001, metavar="SECONDS", help="Wait so long for each answer.", rich_help_panel=_PANEL
     ),
 ]
+_ENCRYPTION: Mapping[str, tuple[Any, object]] = {
+    "tls": (encryption.WantsTls, False),
+    "tls_ca_file": (encryption.CaFile, None),
+    "tls_client_cert_file": (encryption.CertFile, None),
+    "tls_client_key_file": (encryption.KeyFile, None),
+    "tls_server_name": (encryption.ServerName, ""),
+    "insecure": (encryption.Insecure, False),
+}
 
 
 class Page(Protocol):
@@ -100,23 +110,29 @@ class Server:
     ``timeout`` is in seconds, a call. ``spellings`` says how the running command spells its parameters, by name.
     """
 
-    def __init__(self, address: str, token: Token, timeout: float, spellings: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        address: str,
+        token: Token,
+        timeout: float,
+        spellings: Mapping[str, str],
+        encrypted: Encryption | None = None,
+    ) -> None:
         self.address = address
         self.token = token
         self.timeout = timeout
         self.spellings = spellings
+        self.encrypted = encrypted or Encryption()
 
     @cached_property
     def _channel(self) -> grpc.Channel:
         # gRPC's own log would stand between our lines; what it knows is in the error.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-        import grpc
-
         # A year's usage by tag is one answer, and a large one.
-        options = [("grpc.max_receive_message_length", _LARGEST_ANSWER)]
+        options: list[tuple[str, object]] = [("grpc.max_receive_message_length", _LARGEST_ANSWER)]
         if is_loopback(self.address):
             options.append(("grpc.enable_http_proxy", 0))  # a proxy of the environment is for the world outside
-        return grpc.insecure_channel(self.address, options)
+        return self.encrypted.channel(self.address, options)
 
     @cached_property
     def keys(self) -> KeyServiceStub:
@@ -145,8 +161,9 @@ class Server:
 
         from formgate_server.cli.refusal import explain
 
+        shown = () if self.token is NO_TOKEN else (("authorization", f"Bearer {self.token.value}"),)
         try:
-            return method(request, timeout=self.timeout, metadata=(("authorization", f"Bearer {self.token.value}"),))
+            return method(request, timeout=self.timeout, metadata=shown)
         except grpc.RpcError as error:
             raise explain(error, self) from None
 
@@ -177,10 +194,12 @@ def remote(command: Callable[Concatenate[Server, P], None]) -> Callable[..., Non
     spellings = {parameter.name: _spelling(parameter) for parameter in own}
 
     @functools.wraps(command)
-    def run(address: str, token_file: Path | None, data: Path | None, timeout: float, **given: object) -> None:
-        server = Server(_checked(address), find_token(token_file, data, address, os.environ), timeout, spellings)
+    def run(address: str, token_file: Path | None, data: Path | None, timeout: float, **given: Any) -> None:  # noqa: ANN401
+        encrypted = Encryption(**{name: given.pop(name) for name in _ENCRYPTION})
+        token = find_token(token_file, data, address, os.environ, certificate=encrypted.shows_certificate)
+        server = Server(_checked(address), token, timeout, spellings, encrypted)
         try:
-            command(server, **given)  # type: ignore[arg-type, call-arg]  # typer gives what the signature below says
+            command(server, **given)  # type: ignore[call-arg]  # typer gives what the signature below says
         except UnicodeEncodeError:
             # What is no UTF-8 on the command line reaches Python as lone surrogates, and no message can hold those.
             raise CommandError("what is given is not UTF-8 throughout", ExitCode.USAGE) from None
@@ -195,6 +214,7 @@ def remote(command: Callable[Concatenate[Server, P], None]) -> Callable[..., Non
             option("token_file", annotation=TokenFile, default=None),
             option("data", annotation=Data, default=None),
             option("timeout", annotation=Timeout, default=10.0),
+            *(option(name, annotation=kind, default=default) for name, (kind, default) in _ENCRYPTION.items()),
         ]
     )
     run.__annotations__ = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -259,6 +260,8 @@ def serve(
     FORMGATE_DATABASE_URL and FORMGATE_REDIS_URL: they hold passwords.
     """
     given = settings(**locals())
+    # Else gRPC writes a line of its own, which is no JSON, about every stranger whose TLS handshake fails.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from formgate_server.server import serve as run
 
     raise typer.Exit(run(given))

@@ -135,12 +135,12 @@ def _token(environment: Mapping[str, str]) -> str:
 def _tls(environment: Mapping[str, str], *, given: Tls | bool | None) -> Tls | None:
     if isinstance(given, Tls):
         return given
-    ca = environment.get("FORMGATE_CA_FILE") or None
-    cert = environment.get("FORMGATE_CLIENT_CERT_FILE") or None
+    ca = environment.get("FORMGATE_TLS_CA_FILE") or None
+    cert = environment.get("FORMGATE_TLS_CLIENT_CERT_FILE") or None
     wanted = _flag("FORMGATE_TLS", environment) or ca is not None or cert is not None if given is None else given
     if not wanted:
         return None
-    return Tls(ca, cert, environment.get("FORMGATE_CLIENT_KEY_FILE") or None)
+    return Tls(ca, cert, environment.get("FORMGATE_TLS_CLIENT_KEY_FILE") or None)
 
 
 def _flag(name: str, environment: Mapping[str, str]) -> bool:
