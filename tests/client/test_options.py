@@ -57,7 +57,11 @@ def test_what_is_not_given_comes_from_the_environment(tmp_path: Path) -> None:
     given = connected(environment, address="127.0.0.1:3", token="fgt_given")
     assert (given.target, given.token) == ("dns:///127.0.0.1:3", "fgt_given")
     assert connected({"FORMGATE_TLS": "1"}).tls == Tls()
-    files = {"FORMGATE_CA_FILE": "ca", "FORMGATE_CLIENT_CERT_FILE": "cert", "FORMGATE_CLIENT_KEY_FILE": "key"}
+    files = {
+        "FORMGATE_TLS_CA_FILE": "ca",
+        "FORMGATE_TLS_CLIENT_CERT_FILE": "cert",
+        "FORMGATE_TLS_CLIENT_KEY_FILE": "key",
+    }
     assert connected(files).tls == Tls("ca", "cert", "key")
     assert connected(files, tls=False).tls is None
 
