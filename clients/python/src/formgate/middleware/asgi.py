@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Protocol, TypeAlias
 
@@ -26,7 +27,7 @@ from formgate.middleware.answers import Answers
 from formgate.middleware.current import current_verdict
 from formgate.middleware.current import verdict as current
 from formgate.middleware.guard import Asker, BadValueError, Denial, Guard, checked, logger
-from formgate.middleware.rules import WEBSOCKET, AnyRule, ByRoute, Need, Open, Resources, Rule, Values
+from formgate.middleware.rules import WEBSOCKET, ByRoute, Line, Need, Open, Resources, Rule, Values
 from formgate.verdict import Verdict
 
 __all__ = ["Answers", "ByRoute", "DeniedError", "FormgateMiddleware", "Open", "Rule", "current_verdict", "requires"]
@@ -60,22 +61,23 @@ class FormgateMiddleware:
         self,
         app: App,
         client: AsyncChecker,
-        rules: Iterable[AnyRule],
+        rules: Iterable[Line],
         *,
         trusted_proxies: Iterable[str] = (),
         key_header: str = "",
         answers: Answers | None = None,
         limit_headers: bool = True,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Guard ``app``.
 
         ``trusted_proxies``: addresses, blocks and ``unix``, whose X-Forwarded-For is believed. ``key_header``: where
-        the key is, if not in Authorization. ``limit_headers``: whether answers say RateLimit and RateLimit-Policy.
-        Raises ValueError for rules and proxies that can not be meant.
+        the key is, if not in Authorization. ``limit_headers``: whether answers say RateLimit and RateLimit-Policy,
+        by ``clock``, seconds since the Unix epoch. Raises ValueError for rules and proxies that can not be meant.
         """
         self._app = app
         self._client = client
-        self._guard = Guard(rules, trusted_proxies, key_header, answers, limit_headers=limit_headers)
+        self._guard = Guard(rules, trusted_proxies, key_header, answers, limit_headers=limit_headers, clock=clock)
         self._key_header = self._guard.key_header.encode("latin-1")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from formgate.errors import FormgateError
 from formgate.middleware.answers import Answers, Fields, denial_fields, limit_fields
 from formgate.middleware.paths import BadValueError, checked, is_ambiguous
 from formgate.middleware.proxies import TrustedProxies
-from formgate.middleware.rules import WEBSOCKET, AnyRule, Found, Need, Rules, Values
+from formgate.middleware.rules import WEBSOCKET, Found, Line, Need, Rules, Values
 from formgate.verdict import HttpDenial, Verdict
 
 logger = logging.getLogger("formgate.middleware")
@@ -41,13 +40,13 @@ class Guard:
 
     def __init__(  # noqa: PLR0913 - a middleware's settings
         self,
-        rules: Iterable[AnyRule],
+        rules: Iterable[Line],
         trusted_proxies: Iterable[str],
         key_header: str,
         answers: Answers | None,
         *,
         limit_headers: bool,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float],
     ) -> None:
         """Raises ValueError for rules and proxies that can not be meant."""
         self._rules = Rules(rules)

@@ -1,4 +1,4 @@
-"""Which requests need what: a table of rules, read from the top. What no rule matches is denied.
+"""Which requests need what: a table of rules, narrower paths above wider ones. What no rule matches is denied.
 
 ::
 
@@ -74,8 +74,8 @@ class Need:
 
 
 @dataclass(frozen=True)
-class _Line:
-    """A line of the table."""
+class Line:
+    """A line of the table: a ``Rule``, ``Open`` or ``ByRoute``."""
 
     method: str | Iterable[str]
     """Such as ``GET``, which is HEAD's too; several; ``*``: any; ``WEBSOCKET``: a WebSocket's handshake."""
@@ -84,98 +84,109 @@ class _Line:
 
 
 @dataclass(frozen=True)
-class Rule(_Line, Need):
+class Rule(Line, Need):
     """Such a request needs a key that may do that."""
 
 
 @dataclass(frozen=True)
-class Open(_Line):
+class Open(Line):
     """Such a request needs no key; nobody is asked."""
 
 
 @dataclass(frozen=True)
-class ByRoute(_Line):
+class ByRoute(Line):
     """The route itself asks, by ``requires``; one that answers without having asked is not heard."""
-
-
-AnyRule: TypeAlias = Rule | Open | ByRoute
 
 
 class Found(NamedTuple):
     """The rule for a request, and what its placeholders stand for."""
 
-    rule: AnyRule
+    rule: Line
     values: dict[str, str]
 
 
-class _Compiled(NamedTuple):
-    rule: AnyRule
-    methods: frozenset[str]
-    path: PathTemplate
+class _Path:
+    """All rules for the same paths, by method."""
 
-    def both(self, other: _Compiled) -> bool:
-        """Tell whether there is a method that both are for."""
-        return ANY in self.methods or ANY in other.methods or bool(self.methods & other.methods)
+    __slots__ = ("by_method", "template")
 
-    def covers(self, other: _Compiled) -> bool:
-        return (ANY in self.methods or other.methods <= self.methods) and self.path.covers(other.path)
+    def __init__(self, template: PathTemplate) -> None:
+        self.template = template
+        self.by_method: dict[str, tuple[Line, PathTemplate]] = {}
+
+    def add(self, rule: Line, template: PathTemplate) -> None:
+        """Take a rule in, whose placeholders may have other names. Raises ValueError where it is never used."""
+        methods = _methods(rule)
+        new = [method for method in methods if method not in self.by_method and ANY not in self.by_method]
+        if not new:
+            raise ValueError(f"the rule for {rule.method!r} of {rule.path!r} is never used: there is one above it")
+        for method in new:
+            self.by_method[method] = rule, template
 
 
 class Rules:
-    """The table, compiled: for each method and number of segments, the rules that may match, in order."""
+    """The table, compiled: for each number of segments, the paths that may match, the narrowest first.
 
-    __slots__ = ("_by_method", "_others")
+    The first path that matches decides, also where it has no rule for the method: a framework may route all methods of
+    a path to the same code, and a rule for a wider path was not made for that.
+    """
 
-    def __init__(self, rules: Iterable[AnyRule]) -> None:
-        """Raises ValueError for a table that can not be meant, or whose order would matter where nobody looks."""
-        compiled = [_compile(rule) for rule in rules]
-        for at, later in enumerate(compiled):
-            _check(compiled[:at], later)
-        longest = max((len(one.path.segments) for one in compiled), default=0) + 1
-        methods = {method for one in compiled for method in one.methods} - {ANY}
-        self._by_method = {method: _by_length(compiled, method, longest) for method in methods}
-        self._others = _by_length(compiled, ANY, longest)
+    __slots__ = ("_by_length",)
+
+    def __init__(self, rules: Iterable[Line]) -> None:
+        """Raises ValueError for a table that can not be meant, or of which the framework might take another line."""
+        paths: dict[tuple[tuple[str | None, ...], bool], _Path] = {}
+        for rule in rules:
+            if not isinstance(rule, Rule | Open | ByRoute):
+                raise ValueError(f"a rule is a Rule, Open or ByRoute, not {rule!r}")
+            template = PathTemplate(rule.path)
+            if isinstance(rule, Rule):
+                _check_names(rule, template)
+            shape = template.segments, template.takes_the_rest
+            if shape not in paths:
+                _check_order(paths.values(), template)
+                paths[shape] = _Path(template)
+            paths[shape].add(rule, template)
+        longest = max((len(path.template.segments) for path in paths.values()), default=0) + 1
+        self._by_length = tuple(
+            tuple(path for path in paths.values() if path.template.may_have(count)) for count in range(longest + 1)
+        )
 
     def find(self, method: str, path: str) -> Found | None:
-        """Return the first rule for a path that is not ambiguous; None: there is none, and the request is denied."""
-        by_length = self._by_method.get(method, self._others)
+        """Return the rule for a path that is not ambiguous; None: there is none, and the request is denied."""
         segments = path[1:].split("/")
-        for one in by_length[min(len(segments), len(by_length) - 1)]:
-            values = one.path.match(segments)
-            if values is not None:
-                return Found(one.rule, values)
+        for one in self._by_length[min(len(segments), len(self._by_length) - 1)]:
+            if not one.template.matches(segments):
+                continue
+            found = one.by_method.get(method) or one.by_method.get(ANY)
+            if found is None:
+                return None
+            rule, template = found
+            return Found(rule, template.values(segments))
         return None
 
 
-def _compile(rule: AnyRule) -> _Compiled:
+def _methods(rule: Line) -> frozenset[str]:
     given = (rule.method,) if isinstance(rule.method, str) else tuple(rule.method)
     methods = {method.upper() for method in given}
     if not methods or not all(methods):
         raise ValueError(f"a rule for {rule.path!r} has no method")
-    path = PathTemplate(rule.path)
-    if isinstance(rule, Rule):
-        try:
-            rule.check_names(path.names)
-        except ValueError as error:
-            raise ValueError(f"path {rule.path!r}: {error}") from None
-    return _Compiled(rule, frozenset(methods | ({"HEAD"} if "GET" in methods else set())), path)
+    return frozenset(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
-def _check(earlier: list[_Compiled], later: _Compiled) -> None:
-    """Refuse a rule that no request reaches, and two of which a framework may take the other one."""
-    for one in earlier:
-        if one.covers(later):
-            raise ValueError(f"the rule for {later.path.text!r} is never used: {one.path.text!r} is above it")
-        if one.both(later) and one.path.meets(later.path) and not later.path.covers(one.path):
+def _check_names(rule: Rule, template: PathTemplate) -> None:
+    try:
+        rule.check_names(template.names)
+    except ValueError as error:
+        raise ValueError(f"path {rule.path!r}: {error}") from None
+
+
+def _check_order(above: Iterable[_Path], path: PathTemplate) -> None:
+    """Refuse a path that is never reached, and two of which a framework may take the other one."""
+    for one in above:
+        if one.template.covers(path):
+            raise ValueError(f"the rule for {path.text!r} is never used: put it above that for {one.template.text!r}")
+        if one.template.meets(path) and not path.covers(one.template):
             raise ValueError(
-                f"{one.path.text!r} and {later.path.text!r} match the same paths, and neither is the narrower one"
+                f"{one.template.text!r} and {path.text!r} match the same paths, and neither is the narrower one"
             )
-
-
-def _by_length(compiled: list[_Compiled], method: str, longest: int) -> tuple[tuple[_Compiled, ...], ...]:
-    fitting = [one for one in compiled if ANY in one.methods or method in one.methods]
-    return tuple(tuple(one for one in fitting if _may_have(one.path, count)) for count in range(longest + 1))
-
-
-def _may_have(path: PathTemplate, count: int) -> bool:
-    return count > len(path.segments) if path.takes_the_rest else count == len(path.segments)

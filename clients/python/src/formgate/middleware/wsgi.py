@@ -17,6 +17,7 @@ What no rule matches is denied. The verdict is ``environ["formgate.verdict"]``, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from functools import wraps
@@ -29,7 +30,7 @@ from formgate.middleware.answers import Answers, Fields
 from formgate.middleware.current import current_verdict
 from formgate.middleware.current import verdict as current
 from formgate.middleware.guard import Asker, BadValueError, Denial, Guard, checked, logger
-from formgate.middleware.rules import AnyRule, ByRoute, Need, Open, Resources, Rule, Values
+from formgate.middleware.rules import ByRoute, Line, Need, Open, Resources, Rule, Values
 from formgate.verdict import Verdict
 
 __all__ = ["Answers", "ByRoute", "FormgateMiddleware", "Open", "Rule", "current_verdict", "requires"]
@@ -67,22 +68,23 @@ class FormgateMiddleware:
         self,
         app: App,
         client: Checker,
-        rules: Iterable[AnyRule],
+        rules: Iterable[Line],
         *,
         trusted_proxies: Iterable[str] = (),
         key_header: str = "",
         answers: Answers | None = None,
         limit_headers: bool = True,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Guard ``app``.
 
         ``trusted_proxies``: addresses, blocks and ``unix``, whose X-Forwarded-For is believed. ``key_header``: where
-        the key is, if not in Authorization. ``limit_headers``: whether answers say RateLimit and RateLimit-Policy.
-        Raises ValueError for rules and proxies that can not be meant.
+        the key is, if not in Authorization. ``limit_headers``: whether answers say RateLimit and RateLimit-Policy,
+        by ``clock``, seconds since the Unix epoch. Raises ValueError for rules and proxies that can not be meant.
         """
         self._app = app
         self._client = client
-        self._guard = Guard(rules, trusted_proxies, key_header, answers, limit_headers=limit_headers)
+        self._guard = Guard(rules, trusted_proxies, key_header, answers, limit_headers=limit_headers, clock=clock)
         self._key_variable = "HTTP_" + key_header.upper().replace("-", "_") if key_header else ""
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

@@ -9,7 +9,8 @@ from typing import Any, Self
 from formgate.aio import AsyncClient
 from formgate.asking import Check
 from formgate.client import Client
-from formgate.errors import ClosedError
+from formgate.errors import ClosedError, FormgateError
+from formgate.fallback import denied
 from formgate.verdict import Verdict
 
 Decide = Callable[[Check], Verdict]
@@ -34,7 +35,15 @@ class FakeClient(Client):
         timeout: float | None = None,  # noqa: ARG002 - it answers at once
     ) -> list[Verdict]:
         """As ``Client.check_all``."""
-        return [self._decided(check) for check in checks]
+        return [self._one_of_many(check) for check in checks]
+
+    def _one_of_many(self, check: Check) -> Verdict:
+        try:
+            return self._decided(check)
+        except ClosedError:
+            raise
+        except FormgateError as error:
+            return denied(error)
 
     def _decided(self, check: Check) -> Verdict:
         if self._is_closed:

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from fastapi import Depends, FastAPI
+from fastapi import WebSocket as FastapiWebSocket
+from flask import Flask
+
+from formgate.middleware import ByRoute, Open, Rule, asgi, current_verdict, wsgi
+from formgate.testing import FakeFormgate, FakeKey, FakeLimit, Grant, Reason
+from tests.support.calling import AsgiCall, Call, WsgiCall
+
+ALL = [Open("GET", "/health"), ByRoute("*", "/{rest:path}")]
+
+
+@pytest.fixture
+def fake() -> FakeFormgate:
+    """A Formgate."""
+    return FakeFormgate()
+
+
+@pytest.fixture
+def key(fake: FakeFormgate) -> FakeKey:
+    """A key that may read form f1."""
+    return fake.add_key(grants=[Grant("forms/f1", ("forms.read",))], limits=[FakeLimit("rate", 100)])
+
+
+def fastapi(fake: FakeFormgate, ran: list[str]) -> Call:
+    """Make an application whose routes ask, but for one that forgot to."""
+    app = FastAPI(openapi_url=None)
+    reads = asgi.requires("forms.read", resources=["forms/{form_id}"])
+
+    @app.get("/forms/{form_id}", dependencies=[Depends(reads)])
+    def read(form_id: str) -> dict[str, str]:
+        ran.append(form_id)
+        return {"key": key_id()}
+
+    @app.get("/forgot")
+    async def forgot() -> dict[str, str]:
+        return {"secret": "of somebody"}
+
+    app.add_middleware(asgi.FormgateMiddleware, client=fake.async_client, rules=ALL)
+    return AsgiCall(app)
+
+
+def flask(fake: FakeFormgate, ran: list[str]) -> Call:
+    """The same."""
+    app = Flask(__name__)
+
+    @app.get("/forms/<form_id>")
+    @wsgi.requires("forms.read", resources=["forms/{form_id}"])
+    def read(form_id: str) -> dict[str, str]:
+        ran.append(form_id)
+        return {"key": key_id()}
+
+    @app.get("/forgot")
+    def forgot() -> dict[str, str]:
+        return {"secret": "of somebody"}
+
+    app.wsgi_app = wsgi.FormgateMiddleware(app.wsgi_app, fake.client, ALL)  # type: ignore[method-assign]
+    return WsgiCall(app)
+
+
+def key_id() -> str:
+    """Return the key of the verdict."""
+    checked = current_verdict().key
+    assert checked is not None
+    return checked.key_id
+
+
+@pytest.mark.parametrize("make", [fastapi, flask])
+def test_a_route_that_asks(make: Any, fake: FakeFormgate, key: FakeKey) -> None:
+    """It runs for a key that may, with where limits stand in its answer; for others its denial is the policy's."""
+    ran: list[str] = []
+    call = make(fake, ran)
+    allowed = call("/forms/f1", headers=key.headers)
+    assert (allowed.status, key.key_id in allowed.body.decode()) == (200, True)
+    assert allowed.header("ratelimit") == '"rate";r=99'
+    denied = call("/forms/f2", headers=key.headers)
+    words = fake.client.check(key.secret, permissions=["forms.read"], resources=["forms/f2"]).http_denial
+    assert words is not None
+    assert (denied.status, denied.body) == (words.status, words.body)
+    assert denied.headers[: len(words.headers)] == words.headers
+    assert call("/forms/f2", "HEAD", key.headers).body == b""
+    assert call("/forms/f1").status == 401
+    fake.down()
+    assert call("/forms/f1", headers=key.headers).status == 503
+    assert ran == ["f1"]
+
+
+@pytest.mark.parametrize("make", [fastapi, flask])
+def test_a_route_that_forgot_to_ask_is_not_heard(
+    make: Any, fake: FakeFormgate, key: FakeKey, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its answer does not leave the process, and an operator is told; nor does that of a route that is not there."""
+    call = make(fake, [])
+    for target in ("/forgot", "/nowhere"):
+        answered = call(target, headers=key.headers)
+        assert (answered.status, b"somebody" in answered.body) == (403, False)
+    assert "requires" in caplog.text
+    assert not fake.checks
+
+
+def test_a_generator_is_heard_only_if_it_has_asked(fake: FakeFormgate, key: FakeKey) -> None:
+    """A WSGI application that begins to answer when its first part is asked for is held to the same."""
+    closed = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        try:
+            start_response("200 OK", [])
+            yield b"secret of somebody"
+        finally:
+            closed.append(True)
+
+    answered = WsgiCall(wsgi.FormgateMiddleware(app, fake.client, ALL))("/x", headers=key.headers)
+    assert (answered.status, b"somebody" in answered.body, closed) == (403, False, [True])
+
+
+def test_without_the_middleware_nothing_is_asked_and_nothing_runs() -> None:
+    """A dependency or a decorator alone fails: it never takes nobody's answer for a yes."""
+
+    class Request:
+        scope: dict[str, Any]
+
+    request = Request()
+    request.scope = {}
+    with pytest.raises(RuntimeError, match="not there"):
+        asyncio.run(asgi.requires("forms.read")(request))  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="not there"):
+        wsgi.requires("forms.read")(lambda: "ran")()
+
+
+class Socket:
+    """A WebSocket's handshake, and what the application says to it."""
+
+    def __init__(self, app: Any, target: str, key: FakeKey | None, *, extensions: bool) -> None:
+        headers = [(b"authorization", key.authorization.encode())] if key else []
+        scope = {
+            "type": "websocket",
+            "path": target,
+            "raw_path": target.encode(),
+            "headers": headers,
+            "client": ("192.0.2.1", 1),
+            "query_string": b"",
+            "extensions": {"websocket.http.response": {}} if extensions else {},
+        }
+        self.sent: list[Any] = []
+        asyncio.run(app(scope, self._receive, self._send))
+
+    async def _receive(self) -> dict[str, Any]:
+        return {"type": "websocket.connect"}
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+
+
+@pytest.fixture
+def sockets(fake: FakeFormgate) -> Any:
+    """An application of WebSockets, one of which asks for itself."""
+    app = FastAPI(openapi_url=None)
+
+    @app.websocket("/live/{form_id}")
+    async def live(socket: FastapiWebSocket, form_id: str) -> None:
+        await socket.accept()
+
+    @app.websocket("/asks/{form_id}")
+    async def asks(
+        socket: FastapiWebSocket,
+        form_id: str,
+        _: object = Depends(asgi.requires("forms.read", resources=["forms/{form_id}"])),
+    ) -> None:
+        await socket.accept()
+
+    rules = [
+        Rule("WEBSOCKET", "/live/{form_id}", permissions=["forms.read"], resources=["forms/{form_id}"]),
+        ByRoute("WEBSOCKET", "/asks/{form_id}"),
+        Open("GET", "/feed"),
+    ]
+    return asgi.FormgateMiddleware(app, fake.async_client, rules)
+
+
+@pytest.mark.parametrize("path", ["/live", "/asks"])
+def test_a_websocket_is_let_in_by_its_rule(sockets: Any, key: FakeKey, path: str) -> None:
+    """A key that may is accepted, with where its limits stand; the handshake was asked for as the GET that it is."""
+    (accept,) = Socket(sockets, f"{path}/f1", key, extensions=True).sent
+    assert accept["type"] == "websocket.accept"
+    assert (b"ratelimit", b'"rate";r=99') in accept["headers"]
+
+
+@pytest.mark.parametrize("path", ["/live", "/asks"])
+def test_a_websocket_is_denied_as_http_where_the_server_can(
+    sockets: Any, fake: FakeFormgate, key: FakeKey, path: str
+) -> None:
+    """Status, fields and body are the policy's; a server that can not say them gets a close before it has accepted."""
+    start, body = Socket(sockets, f"{path}/f2", key, extensions=True).sent
+    words = fake.client.check(key.secret, permissions=["forms.read"], resources=["forms/f2"]).http_denial
+    assert words is not None
+    assert (start["type"], start["status"]) == ("websocket.http.response.start", 403)
+    assert (body["type"], body["body"]) == ("websocket.http.response.body", words.body)
+    (close,) = Socket(sockets, f"{path}/f2", key, extensions=False).sent
+    assert close == {"type": "websocket.close", "code": 1008}
+
+
+def test_a_websocket_needs_a_rule_of_its_own(sockets: Any, key: FakeKey) -> None:
+    """What is open to GET is not open to a handshake."""
+    start, _ = Socket(sockets, "/feed", key, extensions=True).sent
+    assert start["status"] == 403
+
+
+def test_an_unknown_protocol_is_not_let_through(sockets: Any) -> None:
+    """A scope of another type raises; lifespan is passed on."""
+    with pytest.raises(RuntimeError, match="not let through"):
+        asyncio.run(sockets({"type": "webtransport", "path": "/live/f1"}, None, None))
+
+
+def test_a_route_may_not_ask_until_it_gets_a_yes(fake: FakeFormgate, key: FakeKey) -> None:
+    """One denial is a no, even if the route catches it and asks for something else."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        class Request:
+            pass
+
+        request: Any = Request()
+        request.scope = scope
+        with pytest.raises(asgi.DeniedError):
+            await asgi.requires("forms.delete")(request)
+        await asgi.requires("forms.read", resources=["forms/f1"])(request)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"in"})
+
+    answered = AsgiCall(asgi.FormgateMiddleware(app, fake.async_client, ALL))("/x", headers=key.headers)
+    assert (answered.status, answered.body == b"in") == (403, False)
+    assert Reason.PERMISSION_DENIED.name in answered.body.decode()
