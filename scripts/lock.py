@@ -32,7 +32,8 @@ SETTINGS = {
 # In this order: what is developed with is what is shipped, so dev is held to the versions of runtime.
 LOCKS = {
     "runtime": ["pyproject.toml"],
-    "dev": ["pyproject.toml", "requirements/dev.in", "--constraints", "requirements/runtime.txt"],
+    "tracing": ["pyproject.toml", "--extra", "tracing", "--constraints", "requirements/runtime.txt"],
+    "dev": ["pyproject.toml", "--extra", "tracing", "requirements/dev.in", "--constraints", "requirements/runtime.txt"],
     "stubs": ["requirements/stubs.in"],
     "peers": ["requirements/peers.in"],
     "examples": ["clients/python/pyproject.toml", "requirements/examples.in"],

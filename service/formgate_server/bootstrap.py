@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from prometheus_client import Gauge
@@ -30,6 +30,7 @@ from formgate_server.core.last_used import LastUsed
 from formgate_server.core.manage_accounts import ManageAccounts
 from formgate_server.core.manage_members import ManageMembers
 from formgate_server.core.manage_tokens import ManageTokens
+from formgate_server.core.model import Caller
 from formgate_server.core.policy import Policies
 from formgate_server.core.ports import Clock, Registry, UsageLedger
 from formgate_server.core.prune import DAY, LONGEST_MONTH, Keep, OnProgress, Prune
@@ -61,6 +62,7 @@ from formgate_server.storage.sql.engine import Database, open_database
 from formgate_server.storage.sql.epochs import SqlEpochs
 from formgate_server.storage.sql.fingerprints import PEPPER, SEALING_KEY, Fingerprints, Stored
 from formgate_server.storage.sql.keys import SqlKeyStore
+from formgate_server.storage.sql.parts import Parts as DatabaseParts
 from formgate_server.storage.sql.parts import UnfitDatabaseError
 from formgate_server.storage.sql.postgres import SMALLEST_POOL
 from formgate_server.storage.sql.registry import SqlRegistry
@@ -72,6 +74,9 @@ from formgate_server.wire.followed import UnfitFileError
 from formgate_server.wire.grpcio import GrpcServer, Limits
 from formgate_server.wire.http import HttpServer
 from formgate_server.wire.tls import Tls, TlsFiles
+
+if TYPE_CHECKING:
+    from formgate_server.tracing import Tracing
 
 _log = structlog.get_logger("formgate.bootstrap")
 
@@ -213,12 +218,16 @@ async def _start(
     """Start everything; what is put on the stack last ends first: calls are drained before the stores close."""
     policies = load(settings.policy_dir)
     tls = _tls(settings, policies)
-    truth = await (_embedded if settings.database_url is None else _postgresql)(stack, settings)
+    tracing = _tracing(stack, settings)
+    kind = Database if tracing is None else tracing.database
+    truth = await (_embedded if settings.database_url is None else _postgresql)(stack, settings, kind)
     peppers, sealer = Peppers(truth.peppers), AesSealer(truth.sealing_keys)
     clock = SystemClock()
     stores = await _open_stores(stack, settings, truth, policies, clock)
     limiter, finder, max_staleness, freshness = stores.counters
     limiter = MeasuredLimiter(limiter, policies.limit_names, by="change")
+    if tracing is not None:
+        limiter = tracing.limiter(limiter)
     keeper = Keeper(peppers, sealer, policies)
     await _check_plans(stores.registry, policies)
     changes = Changes(stores.registry, limiter, clock, max_staleness=max_staleness)
@@ -250,8 +259,7 @@ async def _start(
         tokens,
     )
     authenticate = Authenticate(stores.registry, peppers, clock, time.monotonic, freshness=freshness)
-    lines = Lines(allowed_sample=settings.log_allowed_sample, per_second=settings.log_calls_per_second)
-    dispatch = Dispatch(authenticate, None if tls is None else tls.identify, lines)
+    dispatch = _dispatch(settings, tracing, authenticate, None if tls is None else tls.identify)
     http_address = settings.http if worker else _start_http(stack, settings.http, pulse)
     served = [*methods(authorization, keys, accounts), *ExtAuthz(check_key, clock).methods()]
     credentials = None if tls is None else tls.credentials
@@ -273,6 +281,32 @@ def _tls(settings: Settings, policies: Policies) -> Tls | None:
         settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file, settings.tls_identities_file
     )
     return Tls(files, policies.by_name)
+
+
+def _tracing(stack: AsyncExitStack, settings: Settings) -> Tracing | None:
+    """Begin to trace, where that is wanted. Raises StartError."""
+    if not settings.tracing:
+        return None
+    try:
+        from formgate_server.tracing import Tracing  # noqa: PLC0415 - OpenTelemetry need not be there
+    except ImportError as error:
+        message = f"--tracing needs OpenTelemetry ({error}): pip install 'formgate-server[tracing]'"
+        raise StartError(message) from error
+    tracing = Tracing()
+    stack.push_async_callback(asyncio.to_thread, tracing.close)
+    return tracing
+
+
+def _dispatch(
+    settings: Settings,
+    tracing: Tracing | None,
+    authenticate: Authenticate,
+    identify: Callable[[Collection[str]], Caller] | None,
+) -> Dispatch:
+    sample, per_second = settings.log_allowed_sample, settings.log_calls_per_second
+    if tracing is not None:
+        return tracing.dispatch(authenticate, identify, allowed_sample=sample, per_second=per_second)
+    return Dispatch(authenticate, identify, Lines(allowed_sample=sample, per_second=per_second))
 
 
 def _limits(settings: Settings) -> Limits:
@@ -362,13 +396,13 @@ def _folder_alone(settings: Settings, instead: str) -> DataFolder:
         raise StartError(message) from error
 
 
-async def _embedded(stack: AsyncExitStack, settings: Settings) -> _Truth:
+async def _embedded(stack: AsyncExitStack, settings: Settings, kind: Callable[[DatabaseParts], Database]) -> _Truth:
     """Open the embedded default's folder: what is missing there is made, what is older is brought to this version."""
     folder = stack.enter_context(closing(DataFolder(settings.data)))
     peppers = folder.peppers() if settings.pepper_file is None else read_keys(settings.pepper_file)
     url = folder.database_url()
     await migrate.upgrade(url)
-    database = open_database(url)
+    database = open_database(url, kind=kind)
     stack.push_async_callback(database.close)
     await _check_secret_keys(database, PEPPER, Peppers(peppers).ids, settings.pepper_file or folder.pepper_file)
     sealing_key_file = settings.sealing_key_file or folder.sealing_key_file
@@ -379,7 +413,7 @@ async def _embedded(stack: AsyncExitStack, settings: Settings) -> _Truth:
     return _Truth(database, peppers, sealing_keys, folder.manager_token(lambda: new_secret(TOKEN_PREFIX)))
 
 
-async def _postgresql(stack: AsyncExitStack, settings: Settings) -> _Truth:
+async def _postgresql(stack: AsyncExitStack, settings: Settings, kind: Callable[[DatabaseParts], Database]) -> _Truth:
     """Open PostgreSQL, which many share: nothing is made here, and nothing there is changed. Raises StartError."""
     assert settings.database_url is not None  # noqa: S101 - it is why this is called
     if settings.redis_url is None:
@@ -390,7 +424,7 @@ async def _postgresql(stack: AsyncExitStack, settings: Settings) -> _Truth:
         raise StartError(message)
     pepper_file, sealing_key_file = _given(settings, "pepper_file"), _given(settings, "sealing_key_file")
     peppers, sealing_keys = read_keys(pepper_file), read_keys(sealing_key_file)
-    database = open_database(settings.database_url.get_secret_value(), pool=settings.database_pool)
+    database = open_database(settings.database_url.get_secret_value(), pool=settings.database_pool, kind=kind)
     stack.push_async_callback(database.close)
     await migrate.check(database)
     await _check_secret_keys(database, PEPPER, Peppers(peppers).ids, pepper_file)

@@ -103,6 +103,7 @@ class Settings(BaseSettings):
     log_calls_per_second: Annotated[float, Field(ge=1, le=10_000)] = Field(
         default=20.0, description="How many denials, and how many failed calls, a process logs a second."
     )
+    tracing: bool = Field(default=False, description="Send traces by OTLP, as OTEL_… in the environment says.")
     key_cache_size: Annotated[int, Field(ge=1_000)] = Field(
         default=200_000, description="How many keys are kept in memory, 2 KB each at the most."
     )

@@ -147,6 +147,10 @@ def serve(
             show_default="20",
         ),
     ] = None,
+    tracing: Annotated[
+        bool | None,
+        typer.Option("--tracing", help="Send traces by OTLP, as OTEL_... in the environment says.", show_default=False),
+    ] = None,
     key_cache_size: Annotated[
         int | None,
         typer.Option("--key-cache-size", metavar="N", help="How many keys to keep in memory.", show_default="200000"),

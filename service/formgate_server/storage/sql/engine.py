@@ -109,7 +109,13 @@ class Database:
                 late.cancel()
 
 
-def open_database(url: str | URL, *, pool: int = postgres.POOL, read_only: bool = False) -> Database:
+def open_database(
+    url: str | URL,
+    *,
+    pool: int = postgres.POOL,
+    read_only: bool = False,
+    kind: Callable[[Parts], Database] = Database,
+) -> Database:
     """Return the database of ``url``; nothing is connected yet. Raises UnfitDatabaseError, never with the URL in it.
 
     ``pool``: how many connections to PostgreSQL there are at most. ``read_only``: whoever tries to write fails.
@@ -119,7 +125,7 @@ def open_database(url: str | URL, *, pool: int = postgres.POOL, read_only: bool 
     if not there_is_one:
         raise UnfitDatabaseError("this is no URL of a database, such as postgresql://user:password@host/name")
     if scheme in SCHEMES:
-        return Database(postgres.open_parts(text, pool, read_only=read_only))
+        return kind(postgres.open_parts(text, pool, read_only=read_only))
     if scheme == "sqlite+aiosqlite":
-        return Database(sqlite.open_parts(make_url(url), read_only=read_only))
+        return kind(sqlite.open_parts(make_url(url), read_only=read_only))
     raise UnfitDatabaseError(f"No such kind of database: {scheme if _SCHEME.fullmatch(scheme) else '?'}")
