@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import NamedTuple
 
@@ -13,13 +14,16 @@ from formgate_server import metrics
 from formgate_server.core.errors import UnavailableError
 from formgate_server.core.follow import Follow
 from formgate_server.core.freshness import Freshness
-from formgate_server.core.ports import Clock, Epochs, KeyCache, KeyFinder, Limiter, Reservations
+from formgate_server.core.ports import Clock, Epochs, KeyCache, KeyFinder, Leases, Limiter, Reservations
+from formgate_server.core.watching import Watching
 from formgate_server.settings import Settings
 from formgate_server.storage.degraded import DegradedLimiter, FreshKeys
+from formgate_server.storage.leases import CarefulLeases
 from formgate_server.storage.measured import MeasuredLimiter
 from formgate_server.storage.memory.limiter import MemoryLimiter
 from formgate_server.storage.redis.client import connect
 from formgate_server.storage.redis.limiter import RedisLimiter
+from formgate_server.storage.redis.news import RedisNews
 from formgate_server.storage.redis.preflight import preflight
 from formgate_server.storage.shares import Shares
 
@@ -35,6 +39,10 @@ class Counters(NamedTuple):
 
     limiter: Limiter
     finder: KeyFinder
+    leases: Leases
+    watching: Watching
+    on_change: Callable[[str, int], None]
+    """Tells everybody of an account's new epoch."""
     max_staleness: int = 0
     freshness: Freshness | None = None
     """What this process knows of a database that it shares; None: it is the only one."""
@@ -55,7 +63,8 @@ async def open_counters(stack: AsyncExitStack, settings: Settings, parts: Parts)
     if settings.redis_url is None:
         limiter = MemoryLimiter(parts.clock, parts.reservations, on_degraded=_tell_marks)
         stack.push_async_callback(_close, limiter)
-        return Counters(limiter, parts.finder)
+        watching = Watching()
+        return Counters(limiter, parts.finder, limiter, watching, watching.tell)
     return await _open_redis(stack, settings, parts, settings.redis_url.get_secret_value())
 
 
@@ -92,7 +101,9 @@ async def _open_redis(stack: AsyncExitStack, settings: Settings, parts: Parts, u
     shares = Shares(parts.clock, parts.reservations, settings.sharers)
     limiter = DegradedLimiter(shared, shares, parts.epochs, freshness, on_degraded=_tell_alone, on_lost=_tell_lost)
     stack.push_async_callback(limiter.close)
-    follow = Follow(parts.epochs, MeasuredLimiter(shared, by="poll"), freshness, time.monotonic)
+    watching = Watching()
+    measured = MeasuredLimiter(shared, by="poll")
+    follow = Follow(parts.epochs, measured, freshness, time.monotonic, on_epoch=watching.tell)
     stack.enter_context(
         metrics.watched(
             {
@@ -104,10 +115,18 @@ async def _open_redis(stack: AsyncExitStack, settings: Settings, parts: Parts, u
             }
         )
     )
-    following = asyncio.create_task(follow.run(_tell_fault))
-    stack.push_async_callback(ended, following)
+    news = RedisNews(url, client, settings.redis_timeout, watching.tell)
+    for job in (follow.run(_tell_fault), news.listen()):
+        stack.push_async_callback(ended, asyncio.create_task(job))
+
+    def on_change(account_id: str, epoch: int) -> None:
+        watching.tell(account_id, epoch)
+        news.tell(account_id, epoch)
+
     finder = FreshKeys(parts.finder, parts.cache, freshness)
-    return Counters(limiter, finder, round(settings.max_staleness * 1_000_000), freshness)
+    leases = CarefulLeases(shared, limiter, freshness)
+    max_staleness = round(settings.max_staleness * 1_000_000)
+    return Counters(limiter, finder, leases, watching, on_change, max_staleness, freshness)
 
 
 async def _look_before(url: str) -> bool:

@@ -27,12 +27,13 @@ from formgate_server.core.delete_key import DeleteKey
 from formgate_server.core.errors import UnavailableError
 from formgate_server.core.keeper import Keeper
 from formgate_server.core.last_used import LastUsed
+from formgate_server.core.lease_key import LeaseKey, SettleLeases
 from formgate_server.core.manage_accounts import ManageAccounts
 from formgate_server.core.manage_members import ManageMembers
 from formgate_server.core.manage_tokens import ManageTokens
 from formgate_server.core.model import Caller
 from formgate_server.core.policy import Policies
-from formgate_server.core.ports import Clock, Registry, UsageLedger
+from formgate_server.core.ports import Clock, Limiter, Registry, UsageLedger
 from formgate_server.core.prune import DAY, LONGEST_MONTH, Keep, OnProgress, Prune
 from formgate_server.core.read_account import ReadAccount
 from formgate_server.core.read_keys import ReadKeys
@@ -44,6 +45,7 @@ from formgate_server.core.set_key_state import SetKeyState
 from formgate_server.core.settle import Settle
 from formgate_server.core.update_key import UpdateKey
 from formgate_server.core.verify_audit import Findings, verify
+from formgate_server.core.watch_epochs import WatchEpochs
 from formgate_server.policies.policy import PolicyError, load
 from formgate_server.rpc.accounts import AccountServicer
 from formgate_server.rpc.authorization import AuthorizationServicer
@@ -224,13 +226,21 @@ async def _start(
     peppers, sealer = Peppers(truth.peppers), AesSealer(truth.sealing_keys)
     clock = SystemClock()
     stores = await _open_stores(stack, settings, truth, policies, clock)
-    limiter, finder, max_staleness, freshness = stores.counters
-    limiter = MeasuredLimiter(limiter, policies.limit_names, by="change")
+    counters = stores.counters
+    limiter: Limiter = MeasuredLimiter(counters.limiter, policies.limit_names, by="change")
     if tracing is not None:
         limiter = tracing.limiter(limiter)
     keeper = Keeper(peppers, sealer, policies)
     await _check_plans(stores.registry, policies)
-    changes = Changes(stores.registry, limiter, clock, max_staleness=max_staleness)
+    changes = Changes(
+        stores.registry,
+        limiter,
+        clock,
+        max_staleness=counters.max_staleness,
+        leases=counters.leases,
+        policies=policies,
+        on_change=counters.on_change,
+    )
     stack.push_async_callback(changes.finish)
     tokens = ManageTokens(changes, policies, peppers)
     if truth.manager_token is not None:
@@ -239,9 +249,15 @@ async def _start(
         await tokens.bootstrap(_read_token(settings.bootstrap_token_file))
     last_used = LastUsed()
     pulse = await stack.enter_async_context(_pulse(last_used, stores.registry))
-    check_key = CheckKey(MeasuredKeys(finder), limiter, policies, clock, last_used)
+    check_key = CheckKey(MeasuredKeys(counters.finder), limiter, policies, clock, last_used)
     record_usage = await _usage(stack, settings, stores, truth.database, policies, clock)
-    authorization = AuthorizationServicer(check_key, record_usage)
+    authorization = AuthorizationServicer(
+        check_key,
+        record_usage,
+        LeaseKey(check_key, counters.leases, policies, clock, last_used),
+        SettleLeases(counters.leases),
+        WatchEpochs(counters.watching, SqlEpochs(truth.database), stores.registry),
+    )
     keys = KeyServicer(
         create=CreateKey(changes, policies, keeper),
         read=ReadKeys(stores.registry),
@@ -258,7 +274,7 @@ async def _start(
         ReadAccount(stores.registry, limiter, stores.usage, policies, clock),
         tokens,
     )
-    authenticate = Authenticate(stores.registry, peppers, clock, time.monotonic, freshness=freshness)
+    authenticate = Authenticate(stores.registry, peppers, clock, time.monotonic, freshness=counters.freshness)
     dispatch = _dispatch(settings, tracing, authenticate, None if tls is None else tls.identify)
     http_address = settings.http if worker else _start_http(stack, settings.http, pulse)
     served = [*methods(authorization, keys, accounts), *ExtAuthz(check_key, clock).methods()]
@@ -268,6 +284,7 @@ async def _start(
         stack.push_async_callback(ended, asyncio.create_task(tls.run()))
     grpc_port = await grpc.start(settings.listen)
     stack.push_async_callback(grpc.drain, settings.drain_seconds, hurry)
+    stack.callback(counters.watching.end)  # before the drain, which would wait for those who watch
     stack.callback(pulse.drain)
     pulse.is_ready = True
     return Addresses(f"{settings.listen.rpartition(':')[0]}:{grpc_port}", http_address)

@@ -19,7 +19,16 @@ from formgate_server.core.limits import reason_of
 from formgate_server.core.lookup import sees
 from formgate_server.core.model import Caller
 from formgate_server.core.policy import Policies, Policy
-from formgate_server.core.ports import Charge, Charged, Clock, EpochMoved, KeyFinder, Limiter, TooManyAttempts
+from formgate_server.core.ports import (
+    Charge,
+    Charged,
+    Clock,
+    EpochMissing,
+    EpochMoved,
+    KeyFinder,
+    Limiter,
+    TooManyAttempts,
+)
 from formgate_server.core.secrets import could_be_secret, fingerprint, prefix_of
 from formgate_server.core.verdict import CheckQuery, KeyRecord, Reason, Verdict
 
@@ -81,14 +90,33 @@ class CheckKey:
             if isinstance(outcome, Charged):
                 return self._decided(begun, outcome)
             record = None
-            if isinstance(outcome, EpochMoved):
-                at_least = outcome.epoch
-                continue
-            fresh = await self._find(secret, LARGEST)  # begun after the epoch was found missing
-            if isinstance(fresh, KeyRecord):
-                await self._limiter.seed(begun.charge.account_id, fresh.epoch, outcome.incarnation)
+            at_least = await self.catch_up(secret, begun.charge.account_id, outcome, at_least)
         message = "the account changes faster than its keys can be read; try again"
         raise UnavailableError(message, reason="ACCOUNT_CHANGING")
+
+    async def catch_up(self, secret: str, account_id: str, outcome: EpochMoved | EpochMissing, at_least: int) -> int:
+        """Return of which epoch a key must be at least from now on; an epoch that is missing is seeded."""
+        if isinstance(outcome, EpochMoved):
+            return outcome.epoch
+        fresh = await self._find(secret, LARGEST)  # begun after the epoch was found missing
+        if isinstance(fresh, KeyRecord):
+            await self._limiter.seed(account_id, fresh.epoch, outcome.incarnation)
+        return at_least
+
+    async def find(self, secret: str, query: CheckQuery, caller: Caller, at_least: int = 0) -> KeyRecord | Verdict:
+        """Return the key, at hand unless an epoch is asked for, or the verdict on a check that finds none."""
+        prefix = secret[: secret.rfind("_") + 1]
+        own = self._policies.by_prefix.get(prefix)
+        found: KeyRecord | TooManyAttempts | None = None if at_least else self._at_hand(secret)
+        if found is None:
+            if own is None or prefix_of(secret) != prefix:
+                return self._keyless(Reason.MALFORMED_KEY, query, caller, own)
+            found = await self._find(secret, at_least, query.source_ip)
+        if isinstance(found, TooManyAttempts):
+            return self._keyless(Reason.TOO_MANY_INVALID_ATTEMPTS, query, caller, own, found.retry_after)
+        if found is None or self._begin(query, found, caller) is None:
+            return self._keyless(Reason.KEY_NOT_FOUND, query, caller, own)
+        return found
 
     async def all_at_hand(
         self, queries: Sequence[CheckQuery], caller: Caller

@@ -39,17 +39,19 @@ def compile_key(
     state = _STATES[key.state]
     if state is Reason.OK and account.state is AccountState.SUSPENDED:
         state = Reason.ACCOUNT_SUSPENDED
+    granted = key.grants or _ungranted(policy, creator)
+    ceiling = _rights(creator) if policy.keys.capped else None
     standing = Standing(
         state=state,
         expire_time=key.expire_time,
         environment=key.environment,
         addresses=AddressRules(key.ip_rules) if key.ip_rules else None,
         api_groups=shared(frozenset(key.api_groups)) if key.api_groups else _NONE,
-        grants=_compiled(key.grants or _ungranted(policy, creator), policy.catalogue),
-        ceiling=_compiled(_rights(creator), policy.catalogue) if policy.keys.capped else None,
+        grants=_compiled(granted, policy.catalogue),
+        ceiling=None if ceiling is None else _compiled(ceiling, policy.catalogue),
     )
     counted = counters(account, policy.plans[account.plan], key)
-    return KeyRecord(key, policy, shared(standing), counted, account.epoch, secret_end)
+    return KeyRecord(key, policy, shared(standing), counted, account.epoch, secret_end, granted, ceiling)
 
 
 @lru_cache(maxsize=2_000)

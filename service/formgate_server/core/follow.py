@@ -25,7 +25,7 @@ class Follow:
     Anew, because a counters' store that failed over without our seeing it may have lost it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it follows, and whom it tells
         self,
         epochs: Epochs,
         limiter: Limiter,
@@ -33,8 +33,13 @@ class Follow:
         monotonic: Callable[[], float],
         *,
         patience: float = _PATIENCE,
+        on_epoch: Callable[[str, int], None] = lambda _account_id, _epoch: None,
     ) -> None:
-        """Read ``epochs``, publish to ``limiter``. A database that takes longer than ``patience`` seconds is away."""
+        """Read ``epochs``, publish to ``limiter``. A database that takes longer than ``patience`` seconds is away.
+
+        ``on_epoch`` is told of what is found, the same more than once.
+        """
+        self._on_epoch = on_epoch
         self._epochs = epochs
         self._limiter = limiter
         self._freshness = freshness
@@ -87,6 +92,7 @@ class Follow:
         for account_id, epoch in news.epochs.items():
             if self._published.get(account_id, 0) < epoch:
                 self._unpublished[account_id] = epoch
+                self._on_epoch(account_id, epoch)
         if await self._publish():
             self._freshness.published(began)
 

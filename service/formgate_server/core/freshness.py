@@ -42,6 +42,11 @@ class Freshness:
         return self._monotonic() - self._published <= self._max_staleness
 
     @property
+    def fresh_for(self) -> float:
+        """For how many seconds from now ``is_fresh`` holds whatever happens; below 0: it does not hold now."""
+        return self._published + self._max_staleness - self._monotonic()
+
+    @property
     def is_within_grace(self) -> bool:
         """Whether the database was read recently enough to go on without it, by the epochs of the counters' store."""
         return self.database_up or self._monotonic() - self._read <= self._database_grace

@@ -71,6 +71,15 @@ class Standing(NamedTuple):
     reset_time: int | None
 
 
+class Lent(NamedTuple):
+    """What may be leased: ``units`` (0: too little is left) for ``duration`` microseconds, under these ``states``."""
+
+    units: int
+    duration: int
+    states: Sequence[State]
+    """The counters brought up to now; nothing is charged yet."""
+
+
 class Spent(NamedTuple):
     """The result of a charge: all counters charged (``denied`` None), or none."""
 
@@ -234,3 +243,27 @@ def spend(counters: Sequence[Counter], states: Sequence[State | None], cost: int
     times = [fits_at(counter, state, wanted) for counter, state in full]
     retry = None if None in times else max(time for time in times if time is not None)
     return Spent(first, retry, current)
+
+
+def lend(counters: Sequence[Counter], states: Sequence[State | None], wanted: int, longest: int, now: int) -> Lent:
+    """Tell how many of the ``wanted`` units may be leased, and for how long: at most ``longest`` microseconds.
+
+    What is charged now may be used until the lease ends. It counts for the whole window after that because a lease ends
+    with the sub-window in which it is charged, or earlier; and with a calendar period. Half of what is left is left to
+    others: the last units of a limit are asked for one by one.
+    """
+    units, end = wanted, now + longest
+    current: list[State] = []
+    for counter, earlier in zip(counters, states, strict=True):
+        state = up_to_now(counter, earlier, now)
+        current.append(state)
+        limit = counter.limit
+        if limit.amount is None:
+            continue
+        units = min(units, (limit.amount - state.used) // 2)
+        if isinstance(state, Window):
+            assert isinstance(limit.per, Rolling)  # noqa: S101 - for the type checker: a Window is a rolling limit's
+            end = min(end, (state.head + 1) * limit.per.window // SUB_WINDOWS)
+        elif state.end != FOREVER:
+            end = min(end, state.end)
+    return Lent(max(0, units), max(0, end - now), current)

@@ -70,7 +70,7 @@ class ManageAccounts:
                 metadata = {"account_id": account.account_id}
                 raise AlreadyExistsError(message, reason="ACCOUNT_EXISTS", metadata=metadata) from None
             await transaction.audit(audit.event(caller, "CreateAccount", now, after=account))
-            return Changed(account, account.account_id, None)
+            return Changed(account, account.account_id, None, is_new=True)
 
         return (await self._changes.apply(insert)).result
 

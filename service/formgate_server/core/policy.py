@@ -118,6 +118,8 @@ class Policy:
     keys: KeyRules = field(default_factory=KeyRules)
     usage_tags: tuple[str, ...] = ()
     """The tags of usage records, at most 3, that usage is summed up by."""
+    longest_lease: int = 1_000_000
+    """For how long others may decide its keys' checks by themselves, in microseconds. 0: never."""
 
     @property
     def first_plan(self) -> Plan:

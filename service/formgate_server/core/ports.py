@@ -171,6 +171,74 @@ class Limiter(Protocol):
         ...
 
 
+class LeaseCharge(NamedTuple):
+    """What to lease: at most ``units`` of all ``counters`` for at most ``duration`` microseconds.
+
+    Only if the account's epoch is still ``epoch``. ``lease_id`` names the lease in the account.
+    """
+
+    account_id: str
+    epoch: int
+    counters: tuple[Counter, ...]
+    units: int
+    duration: int
+    lease_id: str
+
+
+class Leased(NamedTuple):
+    """Decided under the epoch. ``units`` are charged, and may be used for ``duration`` microseconds from the call on.
+
+    ``units`` 0: none are, and for ``duration`` it is of no use to ask again. ``degraded``: because a store is away.
+    """
+
+    units: int
+    duration: int
+    standings: tuple[Standing, ...] = ()
+    degraded: bool = False
+
+
+LeaseResult: TypeAlias = Leased | EpochMoved | EpochMissing
+
+
+class LeasesOut(NamedTuple):
+    """What is known of an account's leases: those granted here are over in ``left`` microseconds.
+
+    Of those granted more than ``known_for`` microseconds ago nothing is known; None: all are known.
+    """
+
+    left: int
+    known_for: int | None
+
+
+class Leases(Protocol):
+    """What is charged ahead, so that others decide for a moment; the same counters and epochs as the Limiter's."""
+
+    async def lease(self, wanted: LeaseCharge) -> LeaseResult:
+        """Compare the epoch and charge what may be leased, in one atomic step, as ``core.limits.lend`` says.
+
+        The lease MUST be known to ``out`` from that step on. Its charge is remembered under its id for 10 minutes; of
+        an id that is remembered nothing is leased. Less may be leased than would fit. While a store is away, none is:
+        never is a lease granted that a change could not wait for.
+        """
+        ...
+
+    async def settle(self, account_id: str, lease_id: str, unused: int) -> int:
+        """Give back at most ``unused`` units of what the lease was charged, once, while it is remembered.
+
+        Returns how many: 0 of a lease that is settled already, or not known. Raises LostAnswerError where it may have
+        been settled.
+        """
+        ...
+
+    async def out(self, account_id: str) -> LeasesOut:
+        """Tell what leases of the account may be out."""
+        ...
+
+    async def none_out(self, account_id: str) -> None:
+        """Note that there can be none: the account is new."""
+        ...
+
+
 class Reserved(NamedTuple):
     """A counter's mark in the database: as it stood when written, and how much may have been charged since.
 

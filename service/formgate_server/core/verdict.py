@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
+from formgate.rules.grants import Grant
 from formgate.rules.reason import Reason
 from formgate.rules.standing import Standing
 from formgate_server.core.limits import Counter
@@ -44,8 +45,19 @@ class KeyRecord:
     epoch: int
     secret_end: int | None = None
     """From when on this secret, which a rotation replaced, is nobody's any more."""
+    granted: tuple[Grant, ...] = ()
+    """The grants that ``standing`` was compiled from."""
+    ceiling: tuple[Grant, ...] | None = None
+    """Those of its ceiling."""
     told: bytes = field(default=b"", init=False, compare=False, repr=False)
     """What a rim tells of the key in every verdict that allows, as it writes it; empty: not told yet."""
+
+    leased: tuple[bytes, bytes] | None = field(default=None, init=False, compare=False, repr=False)
+    """What a rim tells of it in a lease, as ``told``: what tells it from others, and all of it."""
+
+    def keep_leased(self, rules_id: bytes, rules: bytes) -> None:
+        """Keep what is told of it in a lease, as ``keep_told`` does."""
+        object.__setattr__(self, "leased", (rules_id, rules))
 
     def keep_told(self, told: bytes) -> None:
         """Keep what is told of the key, for as long as this is what is known of it."""

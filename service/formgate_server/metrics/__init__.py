@@ -82,6 +82,8 @@ _checks = _counter("checks", "Checks decided, by reason.", "reason")
 checks = {reason: Tally(_checks.labels(reason.name)) for reason in Reason}
 _check_seconds = _timing("check_duration_seconds", "How long a CheckKey took to be decided, by reason.", "reason")
 check_seconds = {reason: Timing(_check_seconds.labels(reason.name)) for reason in Reason}
+_leases = _counter("leases", "Leases asked for, by what came of it.", "outcome")
+leases = {outcome: Tally(_leases.labels(outcome)) for outcome in ("granted", "refused", "denied")}
 degraded_checks = Tally(_counter("checks_degraded", "Checks decided that said `degraded`."))
 
 

@@ -36,6 +36,7 @@ _PLACEHOLDERS = frozenset({"reason", "title", "message", "retry_after"})
 _IN_HEADERS = frozenset({"reason", "retry_after"})
 _UNITS = {"ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 _LARGEST = 2**63 - 1
+_LONGEST_LEASE = 10_000_000
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$")]
@@ -46,6 +47,7 @@ HeaderValue = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]([\x20-\x7e
 Permission = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}(\.[a-z][a-z0-9_]{0,63}){1,3}$")]
 Method = Annotated[str, StringConstraints(pattern=r"^([A-Z]{1,20}|\*)$")]
 Window = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,8}(ms|s|m|h|d)$")]
+Lease = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,4}ms|[1-9][0-9]?s)$")]
 Amount = Annotated[int, Field(ge=0, le=_LARGEST)]
 LevelName = Literal["READ", "WRITE", "MANAGE"]
 EnvironmentName = Literal["LIVE", "TEST"]
@@ -205,10 +207,19 @@ class _Policy(_File):
     methods: dict[Method, LevelName] = Field(default_factory=dict)
     api_groups: list[Identifier] | None = None
     usage_tags: list[Identifier] = Field(default_factory=list, max_length=3)
+    longest_lease: Lease = "1s"
     keys: _Keys = _Keys()
     plans: Annotated[dict[Name, _Plan], Field(min_length=1)]
     denial: _Denial = _Denial()
     denials: dict[str, _Denial] = Field(default_factory=dict)
+
+    @field_validator("longest_lease")
+    @classmethod
+    def _lease_not_too_long(cls, lease: str) -> str:
+        if lease != "0" and _microseconds(lease) > _LONGEST_LEASE:
+            message = "is longer than 10 seconds"
+            raise ValueError(message)
+        return lease
 
     @field_validator("denials")
     @classmethod
@@ -242,6 +253,7 @@ class _Policy(_File):
             denials={reason: self._denial(reason) for reason in Reason if reason is not Reason.OK},
             keys=self.keys.rules(),
             usage_tags=tuple(self.usage_tags),
+            longest_lease=0 if self.longest_lease == "0" else _microseconds(self.longest_lease),
         )
 
     def _denial(self, reason: Reason) -> DenialTemplate:

@@ -4,31 +4,46 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from time import perf_counter
 
 from formgate.v1 import authorization_pb2 as pb
 from formgate_server import metrics
 from formgate_server.core.check_key import CheckKey
 from formgate_server.core.errors import FormgateError, InvalidArgumentError
+from formgate_server.core.lease_key import Lease, LeaseKey, Refused, SettleLeases
 from formgate_server.core.model import Caller
 from formgate_server.core.record_usage import MOST_RECORDS, RecordUsage
 from formgate_server.core.verdict import CheckQuery, Reason, Verdict
+from formgate_server.core.watch_epochs import WatchEpochs
+from formgate_server.core.watching import Watcher
 from formgate_server.rpc import convert
 from formgate_server.rpc.asked import Asked
 from formgate_server.rpc.errors import to_status
+from formgate_server.rpc.leases import lease_query, lease_response, settlement
 from formgate_server.rpc.told import batch_response, check_response
 
 MOST_CHECKS = 1_000
+MOST_SETTLEMENTS = 1_000
 _AT_ONCE = 32
 
 
 class AuthorizationServicer:
-    """Verdicts and usage."""
+    """Verdicts, usage and leases."""
 
-    def __init__(self, check_key: CheckKey, record_usage: RecordUsage) -> None:
+    def __init__(
+        self,
+        check_key: CheckKey,
+        record_usage: RecordUsage,
+        lease_key: LeaseKey,
+        settle_leases: SettleLeases,
+        watch_epochs: WatchEpochs,
+    ) -> None:
         self._check_key = check_key
         self._record_usage = record_usage
+        self._lease_key = lease_key
+        self._settle_leases = settle_leases
+        self._watch_epochs = watch_epochs
         self._asked = Asked()
 
     async def check_key(self, request: pb.CheckKeyRequest, caller: Caller) -> tuple[bytes, Verdict]:
@@ -99,6 +114,51 @@ class AuthorizationServicer:
                 for id_, outcome, why in results
             ]
         )
+
+    async def lease_key(self, request: pb.LeaseKeyRequest, caller: Caller) -> pb.LeaseKeyResponse:
+        """A lease, a denial, or why there is neither."""
+        answer = await self._lease_key(lease_query(request), caller)
+        metrics.leases["granted" if isinstance(answer, Lease) else _refused(answer)].count += 1
+        return lease_response(answer, request.rules_id)
+
+    async def settle_leases(self, request: pb.SettleLeasesRequest, caller: Caller) -> pb.SettleLeasesResponse:
+        """Give back what is left of leases, in order."""
+        _count(len(request.settlements), MOST_SETTLEMENTS, "settlements")
+        asked = [settlement(one, f"settlements[{index}]") for index, one in enumerate(request.settlements)]
+        given_back: list[int] = []
+        for first in range(0, len(asked), _AT_ONCE):
+            some = asked[first : first + _AT_ONCE]
+            given_back += await asyncio.gather(*(self._settle_leases(one, caller) for one in some))
+        return pb.SettleLeasesResponse(given_back=given_back)
+
+    async def watch_epochs(
+        self, requests: AsyncIterator[pb.WatchEpochsRequest], caller: Caller
+    ) -> AsyncIterator[pb.WatchEpochsResponse]:
+        """Tell each new epoch of the accounts that the requests name."""
+        with self._watch_epochs.watcher() as watcher:
+            reading = asyncio.create_task(self._read_watched(requests, watcher, caller))
+            try:
+                while (news := await watcher.news()) is not None:
+                    told = [pb.AccountEpoch(account_id=each, epoch=epoch) for each, epoch in news.items()]
+                    yield pb.WatchEpochsResponse(epochs=told)
+            finally:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+
+    async def _read_watched(
+        self, requests: AsyncIterator[pb.WatchEpochsRequest], watcher: Watcher, caller: Caller
+    ) -> None:
+        try:
+            async for request in requests:
+                watcher.forget(request.forget)
+                await self._watch_epochs.add(watcher, request.watch, caller)
+                watcher.acknowledge()
+        except Exception as error:  # noqa: BLE001 - it is raised where the call is answered
+            watcher.end(error)
+
+
+def _refused(answer: Refused | Verdict) -> str:
+    return "refused" if isinstance(answer, Refused) else "denied"
 
 
 def _failed(result: Verdict | FormgateError | None) -> bool:

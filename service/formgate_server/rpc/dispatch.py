@@ -12,7 +12,8 @@ However it ends, it is counted, and told in the log (``line.py``).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -102,7 +103,7 @@ class Dispatch:
             caller = await self.caller(call, method.roles)
             request = _decoded(method, payload)
             caller = _acting(caller, call)
-            response = await method.handle(request, caller)
+            response: Message | bytes | tuple[bytes, Outcome] = await method.handle(request, caller)
             if isinstance(response, tuple):
                 answer, outcome = response
             else:
@@ -121,6 +122,36 @@ class Dispatch:
             metrics.calls_of(method.path).ended(code, seconds)
             self._lines.tell(method, call, caller, code, reason, outcome, seconds)
         return answer
+
+    async def stream(self, method: Method, call: Call, payloads: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+        """Answer a call that goes on. Raises RpcError. Its token must be good for each answer anew."""
+        began = time.perf_counter()
+        caller: Caller | None = None
+        code = reason = _CANCELLED
+
+        async def requests() -> AsyncIterator[Message]:
+            async for payload in payloads:
+                yield _decoded(method, payload)
+
+        try:
+            caller = _acting(await self.caller(call, method.roles), call)
+            async with aclosing(method.handle(requests(), caller)) as responses:
+                async for response in responses:
+                    await self.caller(call, method.roles)
+                    yield response.SerializeToString()
+            code = reason = _OK
+        except FormgateError as error:
+            status = to_status(error)
+            code, reason = Code.Name(status.code), error.reason
+            raise RpcError(status) from None
+        except Exception as error:
+            _log.exception("a call failed for a fault of ours", method=method.path)
+            code = reason = _INTERNAL
+            raise RpcError(internal()) from error
+        finally:
+            seconds = time.perf_counter() - began
+            metrics.calls_of(method.path).ended(code, seconds)
+            self._lines.tell(method, call, caller, code, reason, None, seconds)
 
 
 def _decoded(method: Method, payload: bytes) -> Message:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -17,7 +17,6 @@ from formgate_server.core.model import Caller, ServiceRole
 from formgate_server.rpc.accounts import AccountServicer
 from formgate_server.rpc.authorization import AuthorizationServicer
 from formgate_server.rpc.keys import KeyServicer
-from formgate_server.rpc.line import Outcome
 
 AUTHORIZATION = authorization_pb2.DESCRIPTOR.services_by_name["AuthorizationService"]
 KEYS = keys_pb2.DESCRIPTOR.services_by_name["KeyService"]
@@ -34,13 +33,15 @@ _HUMPS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 class Method(NamedTuple):
     """A method: ``handle`` answers a request of the type ``request`` by a caller of one of ``roles``.
 
-    What it returns is the answer, or its bytes, or these and what it has decided.
+    What it returns is the answer, or its bytes, or these and what it has decided. ``is_stream``: it takes requests as
+    they come, and yields answers.
     """
 
     path: str
     request: type[Message]
     roles: frozenset[ServiceRole]
-    handle: Callable[[Any, Caller], Awaitable[Message | bytes | tuple[bytes, Outcome]]]
+    handle: Callable[[Any, Caller], Any]
+    is_stream: bool = False
 
 
 def methods(authorization: AuthorizationServicer, keys: KeyServicer, accounts: AccountServicer) -> Iterable[Method]:
@@ -50,7 +51,8 @@ def methods(authorization: AuthorizationServicer, keys: KeyServicer, accounts: A
             handle = getattr(servicer, _HUMPS.sub("_", method.name).lower(), _unimplemented)
             path = f"/{service.full_name}/{method.name}"
             metrics.calls_of(path)  # counted, and shown, from the start
-            yield Method(path, GetMessageClass(method.input_type), roles(service, method), handle)
+            kind = GetMessageClass(method.input_type)
+            yield Method(path, kind, roles(service, method), handle, method.server_streaming)
 
 
 def roles(service: ServiceDescriptor, method: MethodDescriptor) -> frozenset[ServiceRole]:

@@ -125,7 +125,7 @@ def _whole(verdict: Verdict) -> pb.CheckKeyResponse:
     )
     if record is not None:
         response.epoch = record.epoch
-        response.key.CopyFrom(_checked_key(record.key))
+        response.key.CopyFrom(checked_key(record.key))
     for standing in verdict.limits:
         tell_limit(response.limits.add(), standing)
     if verdict.retry_after is not None:
@@ -141,7 +141,8 @@ def _whole(verdict: Verdict) -> pb.CheckKeyResponse:
     return response
 
 
-def _checked_key(key: model.Key) -> pb.CheckedKey:
+def checked_key(key: model.Key) -> pb.CheckedKey:
+    """Return what is told of a key."""
     return pb.CheckedKey(
         key_id=key.key_id,
         account_id=key.account_id,

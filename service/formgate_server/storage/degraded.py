@@ -161,6 +161,10 @@ class DegradedLimiter:
         self._go_alone(charge.account_id)  # it may have been settled while this one waited
         return charged
 
+    def is_alone(self, account_id: str) -> bool:
+        """Tell whether an account's limits go by this process' share."""
+        return account_id in self._alone
+
     def _go_alone(self, account_id: str) -> None:
         self._alone.add(account_id)
         if self._healing is None:

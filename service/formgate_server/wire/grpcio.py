@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from typing import Any, NamedTuple, NoReturn, TypeAlias, cast
 
 import grpc
@@ -14,7 +15,7 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from formgate_server.core.errors import FormgateError, InvalidArgumentError
+from formgate_server.core.errors import FormgateError, InvalidArgumentError, UnavailableError
 from formgate_server.core.model import ServiceRole
 from formgate_server.rpc.dispatch import Call, Dispatch, RpcError
 from formgate_server.rpc.errors import to_status
@@ -25,6 +26,8 @@ _DETAILS = "grpc-status-details-bin"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _BROKEN = to_status(InvalidArgumentError("request", "is broken, or a string is not UTF-8"))
+_TOO_SLOW = to_status(UnavailableError("what is told here is not read in time; call again", reason="READS_TOO_SLOWLY"))
+_SLOWEST_READER_SECONDS = 5.0
 _SETTLE_SECONDS = 0.1
 _EVERYBODY = frozenset(ServiceRole)
 _OPTIONS = (
@@ -149,7 +152,10 @@ class _Handlers(grpc.GenericRpcHandler):
 
     def __init__(self, dispatch: Dispatch, methods: Iterable[Method], gate: _Gate) -> None:
         self._by_path: dict[str, Any] = {
-            method.path: grpc.unary_unary_rpc_method_handler(_behaviour(dispatch, method, gate)) for method in methods
+            method.path: grpc.stream_stream_rpc_method_handler(_streaming(dispatch, method))
+            if method.is_stream
+            else grpc.unary_unary_rpc_method_handler(_behaviour(dispatch, method, gate))
+            for method in methods
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:  # noqa: ANN401 - grpc's own
@@ -164,6 +170,21 @@ def _behaviour(dispatch: Dispatch, method: Method, gate: _Gate) -> Any:  # noqa:
             return await dispatch(method, _call(context), payload)
         except RpcError as error:
             await _abort(context, error.status)
+
+    return answer
+
+
+def _streaming(dispatch: Dispatch, method: Method) -> Any:  # noqa: ANN401 - grpc's own
+    async def answer(payloads: AsyncIterable[bytes], context: _Context) -> None:
+        try:
+            async with aclosing(dispatch.stream(method, _call(context), aiter(payloads))) as answers:
+                async for each in answers:
+                    async with asyncio.timeout(_SLOWEST_READER_SECONDS):
+                        await context.write(each)
+        except RpcError as error:
+            await _abort(context, error.status)
+        except TimeoutError:
+            await _abort(context, _TOO_SLOW)
 
     return answer
 

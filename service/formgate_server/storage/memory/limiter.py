@@ -21,6 +21,7 @@ from formgate_server.core.limits import (
     add,
     block,
     give_back,
+    lend,
     moment,
     outlives_its_store,
     restored,
@@ -35,6 +36,10 @@ from formgate_server.core.ports import (
     Clock,
     EpochMissing,
     EpochMoved,
+    LeaseCharge,
+    Leased,
+    LeaseResult,
+    LeasesOut,
     Reservations,
     Reserved,
 )
@@ -46,6 +51,13 @@ REMEMBERED = 60 * 1_000_000
 ADJUSTED = 60 * 60 * 1_000_000
 """How long the name of an adjustment is remembered, in microseconds."""
 
+LEASE_REMEMBERED = 10 * 60 * 1_000_000
+"""How long a lease is remembered, to be settled, in microseconds."""
+
+SHORTEST_LEASE = 1_000
+"""A lease is not granted for less, in microseconds: it would be over before it was told."""
+
+_RETRY_LEASE = 1_000_000
 _MARKS_A_WRITE = 5_000
 
 
@@ -83,6 +95,13 @@ def _remembered(time: int, now: int) -> bool:
     return abs(now - time) < REMEMBERED
 
 
+def _charged(cells: Sequence[_Cell]) -> tuple[tuple[_Cell, int], ...]:
+    """Return which of the cells were charged just now, each with the moment that ``give_back`` must know."""
+    return tuple(
+        (cell, moment(cell.state)) for cell in cells if cell.state is not None and cell.counter.limit.amount is not None
+    )
+
+
 class _Admission(NamedTuple):
     """A remembered admission: when, what it cost, and which counters it charged at which of their moments."""
 
@@ -92,7 +111,7 @@ class _Admission(NamedTuple):
 
 
 class MemoryLimiter:
-    """The Limiter port in one process."""
+    """The Limiter and Leases ports in one process."""
 
     def __init__(
         self,
@@ -122,6 +141,10 @@ class MemoryLimiter:
         self._adjusted: OrderedDict[tuple[str, str], int] = (
             OrderedDict()
         )  # the names of adjustments, each with its time
+        self._began = clock.now()
+        self._leases: OrderedDict[tuple[str, str], _Admission] = OrderedDict()
+        self._leased_until: dict[str, int] = {}
+        self._new: set[str] = set()  # accounts that were made after this process began
 
     async def charge(self, charge: Charge) -> ChargeResult:
         """See ``Limiter.charge``."""
@@ -226,12 +249,7 @@ class MemoryLimiter:
             admission = self._admissions.get(old)
             if admission is not None and admission.time == time:  # else refunded, or admitted again since
                 del self._admissions[old]
-        charged = tuple(
-            (cell, moment(cell.state))
-            for cell in cells
-            if cell.state is not None and cell.counter.limit.amount is not None
-        )
-        self._admissions[request] = _Admission(now, cost, charged)
+        self._admissions[request] = _Admission(now, cost, _charged(cells))
         self._admitted.append((now, request))
 
     async def look(self, account_id: str, counters: Sequence[Counter]) -> tuple[Standing, ...]:  # noqa: ARG002 - a counter's id is enough here
@@ -265,10 +283,71 @@ class MemoryLimiter:
         now = self._clock.now()
         if admission is None or not _remembered(admission.time, now):
             return
-        for cell, charged_at in admission.charged:
-            cell.state = give_back(up_to_now(cell.counter, cell.state, now), admission.cost, charged_at)
+        self._give_back(admission.charged, admission.cost, now)
+
+    def _give_back(self, charged: Sequence[tuple[_Cell, int]], units: int, now: int) -> None:
+        for cell, charged_at in charged:
+            cell.state = give_back(up_to_now(cell.counter, cell.state, now), units, charged_at)
             if cell.block:
                 self._writer.want(cell, 0)  # a mark that stays above what was given back would cost it after all
+
+    async def lease(self, wanted: LeaseCharge) -> LeaseResult:
+        """See ``Leases.lease``."""
+        counters = wanted.counters
+        await self._load(counters)
+        cells = [self._cells[counter.id] for counter in counters]
+        charge = Charge(wanted.account_id, wanted.epoch, "")
+        while True:
+            moved = self._compare(charge)
+            if moved is not None:
+                return moved
+            if self._writer.degraded:
+                return Leased(0, _RETRY_LEASE, degraded=True)
+            now = self._clock.now()
+            name = wanted.account_id, wanted.lease_id
+            lent = lend(counters, [cell.state for cell in cells], wanted.units, wanted.duration, now)
+            if not lent.units or lent.duration < SHORTEST_LEASE or name in self._leases:
+                return Leased(0, max(lent.duration, SHORTEST_LEASE))
+            if self._covered(counters, cells, lent.states, 1):
+                break
+            await self._writer.written.wait()
+        rooms = [cell.headroom(state) for cell, state in zip(cells, lent.states, strict=True) if cell.block]
+        units = min([lent.units, *rooms])
+        for counter, cell, state in zip(counters, cells, lent.states, strict=True):
+            cell.state = state if counter.limit.amount is None else add(state, units)
+        self._note(cells, units)
+        self._remember_lease(name, units, cells, now, lent.duration)
+        return Leased(units, lent.duration, self._told(counters, cells, now).standings)
+
+    def _remember_lease(
+        self, name: tuple[str, str], units: int, cells: Sequence[_Cell], now: int, duration: int
+    ) -> None:
+        while self._leases and abs(now - next(iter(self._leases.values())).time) > LEASE_REMEMBERED:
+            self._leases.popitem(last=False)
+        self._leases[name] = _Admission(now, units, _charged(cells))
+        account_id = name[0]
+        self._leased_until[account_id] = max(self._leased_until.get(account_id, 0), now + duration)
+
+    async def settle(self, account_id: str, lease_id: str, unused: int) -> int:
+        """See ``Leases.settle``."""
+        lease = self._leases.pop((account_id, lease_id), None)
+        now = self._clock.now()
+        if lease is None or abs(now - lease.time) > LEASE_REMEMBERED:
+            return 0
+        units = min(unused, lease.cost)
+        self._give_back(lease.charged, units, now)
+        return units
+
+    async def out(self, account_id: str) -> LeasesOut:
+        """See ``Leases.out``."""
+        now = self._clock.now()
+        left = max(0, self._leased_until.get(account_id, 0) - now)
+        return LeasesOut(left, None if account_id in self._new else max(0, now - self._began))
+
+    async def none_out(self, account_id: str) -> None:
+        """See ``Leases.none_out``."""
+        if self._clock.now() - self._began < LEASE_REMEMBERED:  # later than that nothing of before is out
+            self._new.add(account_id)
 
     async def _load(self, counters: Sequence[Counter]) -> None:
         """See to it that there are cells, those that outlived an earlier process as the database has them."""

@@ -14,7 +14,7 @@ import hiredis
 
 from formgate_server.storage.redis.url import Address
 
-_NOT_YET: Final = object()
+NOT_YET: Final = object()
 GRACE = 0.01
 """Seconds that an overdue answer may still take: it may lie in the socket while our own loop was busy elsewhere."""
 
@@ -89,7 +89,7 @@ class Connection(asyncio.Protocol):
         self._most = most
         self._replicas = replicas
         self._replicating = False
-        self._reader = hiredis.Reader(notEnoughData=_NOT_YET)
+        self._reader = hiredis.Reader(notEnoughData=NOT_YET)
         self._transport: asyncio.Transport | None = None
         self._queue: list[Entry] = []
         self._chunks: list[bytes] = []
@@ -148,7 +148,7 @@ class Connection(asyncio.Protocol):
         reader, in_flight = self._reader, self._in_flight
         try:
             reader.feed(data)
-            while (reply := reader.gets()) is not _NOT_YET:
+            while (reply := reader.gets()) is not NOT_YET:
                 if not in_flight:
                     self.abort("it answered what was not asked")
                     return

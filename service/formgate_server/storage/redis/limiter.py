@@ -10,9 +10,10 @@ import asyncio
 import os
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from formgate_server.core.errors import UnavailableError
+from formgate_server.core.fields import LARGEST
 from formgate_server.core.limits import Counter, Standing, outlives_its_store, spend
 from formgate_server.core.ports import (
     Charge,
@@ -21,10 +22,14 @@ from formgate_server.core.ports import (
     Clock,
     EpochMissing,
     EpochMoved,
+    LeaseCharge,
+    Leased,
+    LeaseResult,
+    LeasesOut,
     Reservations,
 )
 from formgate_server.storage.redis.client import RedisClient
-from formgate_server.storage.redis.lua import CHARGE, PUBLISH, REFUND, SEED
+from formgate_server.storage.redis.lua import CHARGE, NEW, OUT, PUBLISH, REFUND, SEED
 from formgate_server.storage.redis.marks import Mark, Missing, RedisMarks
 from formgate_server.storage.redis.plan import (
     MOST,
@@ -42,17 +47,28 @@ _REMEMBERED = 60_000
 """How long an admission's request_id is remembered, in milliseconds."""
 _ADJUSTED = 60 * 60 * 1_000
 """How long the name of an adjustment is remembered, in milliseconds."""
+_LEASE_REMEMBERED = 10 * 60_000
+"""How long a lease is remembered, to be settled, in milliseconds."""
+_RETRY_LEASE = 1_000_000
 _CHECKS_A_CALL = 64
 """So that Redis is never held for long."""
 _ATTEMPTS = 100
 _PLANS = 20_000
 _RANDOM_BITS = 52
 
+_KEPT = {"a": _ADJUSTED, "e": _LEASE_REMEMBERED}
+
 _CHARGED, _DENIED, _KNOWN = int(Status.CHARGED), int(Status.DENIED), int(Status.KNOWN)
 
 
+_R = TypeVar("_R")
+
+
 class _Check(NamedTuple):
-    """A check, look or adjustment as charge.lua takes it. ``once`` is the key that remembers it; empty: none does."""
+    """A check, look, adjustment or lease as charge.lua takes it.
+
+    ``once`` is the key that remembers it; empty: none does. ``longest``: how long a lease may be.
+    """
 
     what: str
     account_id: str
@@ -60,14 +76,17 @@ class _Check(NamedTuple):
     cost: int
     epoch: int = 0
     once: str = ""
+    longest: int = 0
 
     @property
     def repeatable(self) -> bool:
+        if self.what == "e":
+            return not self.plan.counted
         return bool(self.once) or not self.cost or not self.plan.counted
 
 
 class RedisLimiter:
-    """The Limiter port, shared by all processes that use this Redis."""
+    """The Limiter and Leases ports, shared by all processes that use this Redis."""
 
     def __init__(  # noqa: PLR0913 - each of them an operator's choice
         self,
@@ -133,7 +152,7 @@ class RedisLimiter:
         forced = self._marks.degraded
         time, reply = await self._send(charge.account_id, (check,))
         result = self._result(check, time, reply, forced)
-        return await self._insist(check, time, reply) if result is None else result
+        return await self._insist(check, time, reply, self._result) if result is None else result
 
     async def charge_many(self, charges: Sequence[Charge]) -> Sequence[ChargeResult | UnavailableError]:
         """See ``Limiter.charge_many``: those of one account go together, all of them in one write."""
@@ -176,7 +195,7 @@ class RedisLimiter:
         time, reply = await self._send(check.account_id, (check,))
         result = self._result(check, time, reply, forced)
         if result is None:
-            result = await self._insist(check, time, reply)
+            result = await self._insist(check, time, reply, self._result)
         assert isinstance(result, Charged)  # noqa: S101 - for the type checker: no epoch was compared
         return result
 
@@ -210,10 +229,12 @@ class RedisLimiter:
             plan, once = check.plan, check.once
             kept = 0
             if once:
-                kept = _ADJUSTED if check.what == "a" else _REMEMBERED
+                kept = _KEPT.get(check.what, _REMEMBERED)
                 keys.append(once)
             keys += plan.keys
             words += (check.what, check.epoch, check.cost, force, kept, str(len(plan.keys)))
+            if check.longest:
+                words.append(check.longest)
             words += plan.words(now, remembered=bool(once))
             repeatable = repeatable and check.repeatable
         return self._client.run_soon(CHARGE, account_id, keys, words, repeatable=repeatable)
@@ -242,7 +263,13 @@ class RedisLimiter:
                 self._marks.want(check.account_id, plan.keys[index], plan.counted[index])
         return Charged(None, None, standings, degraded)
 
-    async def _insist(self, check: _Check, time: int, reply: list[Any]) -> ChargeResult:
+    async def _insist(
+        self,
+        check: _Check,
+        time: int,
+        reply: list[Any],
+        read: Callable[[_Check, int, list[Any], bool], _R | None],
+    ) -> _R:
         """Provide what a check was missing and send it again, until it is decided."""
         held: list[Mark] = []
         try:
@@ -260,7 +287,7 @@ class RedisLimiter:
                     await self._marks.wait()
                 forced = self._marks.degraded
                 time, reply = await self._send(check.account_id, (check,))
-                result = self._result(check, time, reply, forced)
+                result = read(check, time, reply, forced)
                 if result is not None:
                     return result
         finally:
@@ -270,15 +297,16 @@ class RedisLimiter:
 
     async def _insist_or_tell(self, check: _Check, time: int, reply: list[Any]) -> ChargeResult | UnavailableError:
         try:
-            return await self._insist(check, time, reply)
+            return await self._insist(check, time, reply, self._result)
         except UnavailableError as error:
             return error
 
     def _raise(self, check: _Check) -> list[Mark]:
         """Have the marks of all counters raised: those that are high enough must stay so until the others are."""
         plan = check.plan
+        units = 1 if check.what == "e" else check.cost  # a lease takes what there is
         return [
-            self._marks.want(check.account_id, key, counter, check.cost)
+            self._marks.want(check.account_id, key, counter, units)
             for key, counter, durable in zip(plan.keys, plan.counted, plan.durable, strict=True)
             if durable
         ]
@@ -294,23 +322,75 @@ class RedisLimiter:
 
     async def refund(self, account_id: str, key_id: str, request_id: str) -> None:
         """See ``Limiter.refund``. A refunded admission is forgotten: repeated, it is charged again."""
+        await self._give_back(account_id, f"r:{key_id}:{request_id}", _REMEMBERED, LARGEST)
+
+    async def _give_back(self, account_id: str, name: str, kept: int, most: int) -> int:
+        """Give back at most ``most`` units of what is remembered under ``name`` for ``kept`` milliseconds, once."""
         of_account = self._account(account_id)
-        once = f"{of_account}:r:{key_id}:{request_id}"
+        once = f"{of_account}:{name}"
         value = await self._client.command("GET", once, slot=account_id)
         if value is None:
-            return
+            return 0
         admission = admission_of(value.decode())
+        units = min(most, int(admission.cost))
         keys = [once, *(counter_key(of_account, counter) for counter, _ in admission.charged)]
         now = self._time.now()
-        words: Words = [self._compared, value, admission.time, admission.cost]
+        words: Words = [self._compared, value, admission.time, units, kept * 1_000]
         for counter, charged_at in admission.charged:
             words += [*counter_words(counter, now), charged_at]
-        refunded = await self._client.run(REFUND, account_id, keys, words, repeatable=False)
-        if refunded:
-            for key, (counter, _) in zip(keys[1:], admission.charged, strict=True):
-                if outlives_its_store(counter.limit):
-                    # A mark that stays above what was given back would cost it after all.
-                    self._marks.want(account_id, key, counter, lower=True)
+        if not await self._client.run(REFUND, account_id, keys, words, repeatable=False):
+            return 0
+        for key, (counter, _) in zip(keys[1:], admission.charged, strict=True):
+            if outlives_its_store(counter.limit):
+                # A mark that stays above what was given back would cost it after all.
+                self._marks.want(account_id, key, counter, lower=True)
+        return units
+
+    # Leases.
+
+    async def lease(self, wanted: LeaseCharge) -> LeaseResult:
+        """See ``Leases.lease``."""
+        if self._marks.degraded:
+            return Leased(0, _RETRY_LEASE, degraded=True)
+        account_id = wanted.account_id
+        plan = self._plan(account_id, wanted.counters)
+        once = f"{self._account(account_id)}:l:{wanted.lease_id}" if plan.counted else ""
+        check = _Check("e", account_id, plan, min(wanted.units, MOST), wanted.epoch, once, wanted.duration)
+        time, reply = await self._send(account_id, (check,))
+        result = self._leased(check, time, reply, False)  # noqa: FBT003 - as _insist calls it
+        return await self._insist(check, time, reply, self._leased) if result is None else result
+
+    def _leased(self, check: _Check, _time: int, reply: list[Any], _forced: bool) -> LeaseResult | None:  # noqa: FBT001
+        """Return what a reply to a lease says; None: it must be asked again."""
+        status = reply[0]
+        if status == Status.MOVED:
+            return EpochMoved(int(reply[1]))
+        if status == Status.MISSING:
+            return EpochMissing(int(reply[1]))
+        if status > _KNOWN:
+            return Leased(0, _RETRY_LEASE, degraded=True) if self._marks.degraded else None
+        plan = check.plan
+        standings, short = plan.told(reply)
+        for index in short:
+            self._marks.want(check.account_id, plan.keys[index], plan.counted[index])
+        units, duration = reply[-2:]
+        return Leased(units, duration, standings if units else ())
+
+    async def settle(self, account_id: str, lease_id: str, unused: int) -> int:
+        """See ``Leases.settle``."""
+        return await self._give_back(account_id, f"l:{lease_id}", _LEASE_REMEMBERED, unused)
+
+    async def out(self, account_id: str) -> LeasesOut:
+        """See ``Leases.out``."""
+        left, known_for = await self._client.run(
+            OUT, account_id, (self._account(account_id),), (self._compared,), repeatable=True
+        )
+        return LeasesOut(left, None if known_for < 0 else known_for)
+
+    async def none_out(self, account_id: str) -> None:
+        """See ``Leases.none_out``."""
+        words = (self._compared, self._incarnation())
+        await self._client.run(NEW, account_id, (self._account(account_id),), words, repeatable=True)
 
 
 def _grouped(checks: Sequence[_Check]) -> list[list[tuple[int, _Check]]]:

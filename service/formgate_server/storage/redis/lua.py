@@ -16,6 +16,8 @@ def _script(name: str) -> Script:
 
 CHARGE = _script("charge")
 LOAD = _script("load")
+NEW = _script("new")
+OUT = _script("out")
 PUBLISH = _script("publish")
 RAISE = _script("raise")
 REFUND = _script("refund")

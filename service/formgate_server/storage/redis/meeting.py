@@ -34,10 +34,10 @@ class NotReadyError(Exception):
 
 async def meet_primary(address: Address, options: Options, scripts: Collection[Script]) -> Connection:
     """Return a connection to a primary that has the scripts. Raises NotReadyError or OSError."""
-    connection = await _connected(address, options, replicas=options.replicas)
+    connection = await connected(address, options, replicas=options.replicas)
     target = options.target
     try:
-        await _log_in(connection, target.login)
+        await log_in(connection, target.login)
         await _ready_primary(connection, options)
         # Where SCRIPT LOAD is not allowed, EVAL loads each at its first use.
         await asyncio.gather(*(connection.ask("SCRIPT", "LOAD", script.source) for script in scripts))
@@ -67,9 +67,9 @@ async def _ready_primary(connection: Connection, options: Options) -> None:
 
 async def ask_once(address: Address, options: Options, login: Login, *commands: tuple[str, ...]) -> list[Any]:
     """Return the replies to commands on a connection of their own. Raises NotReadyError or OSError."""
-    connection = await _connected(address, options)
+    connection = await connected(address, options)
     try:
-        await _log_in(connection, login)
+        await log_in(connection, login)
         replies = await asyncio.gather(*(connection.ask(*command) for command in commands))
         for reply in replies:
             if isinstance(reply, hiredis.ReplyError):
@@ -79,10 +79,13 @@ async def ask_once(address: Address, options: Options, login: Login, *commands: 
         connection.abort("asked")
 
 
-async def _connected(address: Address, options: Options, *, replicas: int = 0) -> Connection:
+async def connected(
+    address: Address, options: Options, kind: type[Connection] = Connection, *, replicas: int = 0
+) -> Connection:
+    """Return a connection of that kind, nobody logged in yet. Raises OSError."""
     tls = options.target.tls
     _, connection = await asyncio.get_running_loop().create_connection(
-        lambda: Connection(address, timeout=options.timeout, most=options.most, replicas=replicas),
+        lambda: kind(address, timeout=options.timeout, most=options.most, replicas=replicas),
         address.host,
         address.port,
         ssl=tls,
@@ -91,7 +94,8 @@ async def _connected(address: Address, options: Options, *, replicas: int = 0) -
     return connection
 
 
-async def _log_in(connection: Connection, login: Login) -> None:
+async def log_in(connection: Connection, login: Login) -> None:
+    """Say who we are. Raises NotReadyError."""
     if login.command is None:
         return
     # AUTH and not HELLO: who does not know HELLO quotes it back, password and all.

@@ -55,12 +55,13 @@ async def preflight(url: str, *, timeout: float = 2.0) -> list[Facts]:  # noqa: 
     """Return the facts of every primary. Raises ValueError for the URL, StoreUnavailable where one does not answer."""
     options = Options(parse_url(url), timeout)
     try:
-        return [await _facts(address, options) for address in await _primaries(options)]
+        return [await _facts(address, options) for address in await primaries(options)]
     except (OSError, NotReadyError) as error:
         raise StoreUnavailable(str(error) or "no answer in time") from error
 
 
-async def _primaries(options: Options) -> list[Address]:
+async def primaries(options: Options) -> list[Address]:
+    """Return where the primaries are. Raises OSError or NotReadyError."""
     target = options.target
     if target.kind == "cluster":
         ranges = await find_primaries(target.addresses, options)

@@ -1143,8 +1143,8 @@ class SettleLeasesResponse(_message.Message):
     GIVEN_BACK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def given_back(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Units given back, one number for each settlement, in order: 0 where the lease is settled already, is not known (any
-        more), or another period has begun.
+        """Units given back to the period that they were charged in, one number for each settlement, in order: 0 where the
+        lease is settled already, or not known (any more).
         """
 
     def __init__(
@@ -1199,7 +1199,7 @@ class WatchEpochsResponse(_message.Message):
     EPOCHS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def epochs(self) -> _containers.RepeatedCompositeFieldContainer[Global___AccountEpoch]:
-        """At least one."""
+        """Those that are new. None: a request that watches nothing more was taken."""
 
     def __init__(
         self,

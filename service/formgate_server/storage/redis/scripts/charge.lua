@@ -1,10 +1,11 @@
--- Checks of one account, each decided and charged in one step, in order; also looks and adjustments.
+-- Checks of one account, each decided and charged in one step, in order; also looks, adjustments and leases.
 --
 -- KEYS: the account's; then for each check the key that remembers it, if it is to be, and those of its counters.
 -- ARGV: '1' if replication ids are compared; a random number; then for each check
---   what: 'c' (check), 'l' (look) or 'a' (adjust: without an epoch, and beyond the amounts); its epoch; its cost;
---   '1' to go beyond marks; for how many milliseconds it is remembered (0: it is not); how many counters; then each
---   counter as the prelude says, and, if it is remembered, a word of the caller's that is kept with it.
+--   what: 'c' (check), 'l' (look), 'a' (adjust: without an epoch, and beyond the amounts) or 'e' (lease); its epoch;
+--   its cost (of a lease the most); '1' to go beyond marks; for how many milliseconds it is remembered (0: it is not);
+--   how many counters; of a lease for how long at most; then each counter as the prelude says, and, if it is
+--   remembered, a word of the caller's that is kept with it.
 -- Result: the time; then for each check a list:
 --   CHARGED, DENIED, KNOWN (remembered from before), and for each counter: head, newest, used, room under the mark, and
 --           the ring, where newest does not tell, else 0; of a span its end, used and room
@@ -12,6 +13,8 @@
 --   CLOCK: it needs calendar periods of the time here
 --   LOAD, index, incarnation, …: these counters are not known here
 --   MARK: it would go beyond a mark
+--   Of a lease that is granted (CHARGED) or not (KNOWN), behind the counters: how many units; for how long, or for how
+--   long not to ask again.
 -- But for CHARGED and DENIED nothing was changed, other than that an epoch may have been raised, or an incarnation left.
 
 local random = ARGV[2]
@@ -29,7 +32,7 @@ local function compare(of)
     if not incarnation then
       incarnation = random
       call('DEL', KEYS[1])
-      call('HSET', KEYS[1], 'i', random, 't', id)
+      call('HSET', KEYS[1], 'i', random, 't', id, 'n', string.format('%.0f', now))
     end
     return { MISSING, incarnation }
   end
@@ -143,12 +146,62 @@ local function decide(what, cost, force, key, milliseconds, counters, words)
   return told(CHARGED, counters)
 end
 
+-- Charge what may be leased, as `lend` in core/limits.py says, and as much as fits under all marks.
+local function lease(wanted, longest, key, milliseconds, counters, words)
+  local missing = prepare(counters)
+  if missing then
+    return missing
+  end
+  local units, free, duration = wanted, wanted, longest
+  for index = 1, #counters do
+    local counter = counters[index]
+    units = min(units, floor((counter.amount - counter.used) / 2))
+    if counter.durable then
+      free = min(free, room(counter))
+    end
+    if counter.window then
+      local whole = floor((counter.head + 1) / 60)
+      local over = whole * counter.window + floor((counter.head + 1 - whole * 60) * counter.window / 60)
+      duration = min(duration, over - now)
+    elseif counter.stop_at > 0 then
+      duration = min(duration, counter.stop_at - now)
+    end
+  end
+  local status = CHARGED
+  if units < 1 or duration < SHORTEST_LEASE or key and call('EXISTS', key) == 1 then
+    units, status = 0, KNOWN
+  elseif free < 1 then
+    return { MARK }
+  else
+    units = min(units, free)
+    for index = 1, #counters do
+      put(counters[index], units)
+    end
+    if key then
+      remember(key, milliseconds, 'e', units, counters, words)
+    end
+    local over = string.format('%.0f', now + duration)
+    local known = call('HGET', KEYS[1], 'l')
+    if not known or above(over, known) then
+      call('HSET', KEYS[1], 'l', over)
+    end
+  end
+  local reply = told(status, counters)
+  reply[#reply + 1], reply[#reply + 2] = units, max(duration, SHORTEST_LEASE)
+  return reply
+end
+
 local replies = { now }
 local at_key, at = 2, 3
 while ARGV[at] do
   local what, of, cost, force = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3] == '1'
   local milliseconds, many = ARGV[at + 4], tonumber(ARGV[at + 5])
   at = at + 6
+  local longest
+  if what == 'e' then
+    longest = tonumber(ARGV[at])
+    at = at + 1
+  end
   local key, words
   if milliseconds ~= '0' then
     key, words = KEYS[at_key], {}
@@ -163,6 +216,10 @@ while ARGV[at] do
       at = at + 1
     end
   end
-  replies[#replies + 1] = what == 'c' and compare(of) or decide(what, cost, force, key, milliseconds, counters, words)
+  if longest then
+    replies[#replies + 1] = compare(of) or lease(cost, longest, key, milliseconds, counters, words)
+  else
+    replies[#replies + 1] = what == 'c' and compare(of) or decide(what, cost, force, key, milliseconds, counters, words)
+  end
 end
 return replies

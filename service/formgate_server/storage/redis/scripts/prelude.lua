@@ -9,6 +9,10 @@
 --   t  the replication id of the Redis that wrote all this
 -- or else i, the incarnation under which it may be seeded, and t.
 --
+-- An account is a hash: e, its epoch, or i, the incarnation under which that may be seeded; t, as above;
+--   l  when the last of the leases is over that were granted under what this hash knows
+--   n  when the hash was made, of leases before which it knows nothing; absent: there were none
+--
 -- In ARGV a counter is its kind, its amount, and
 --   1 (rolling, at most 5 minutes) and 2 (rolling, longer):  window
 --   3 (calendar):                                            start, end and next end of a period, and the longest one
@@ -17,6 +21,7 @@
 
 local MOST = 4503599627370496
 local DAY = 86400000000
+local SHORTEST_LEASE = 1000
 local KEPT = 86400000 -- milliseconds that a counter is kept after nothing in it counts any more
 
 local CHARGED, DENIED, KNOWN, MOVED, MISSING, CLOCK, LOAD, MARK = 0, 1, 2, 3, 4, 5, 6, 7

@@ -5,9 +5,11 @@
 -- Result: 1.
 
 local found = call('HMGET', KEYS[1], 'e', 't')
-if not found[1] or found[2] ~= id then
+if not found[1] and found[2] == id then -- what is known of its leases stays
+  call('HSET', KEYS[1], 'i', ARGV[3])
+elseif found[2] ~= id then
   call('DEL', KEYS[1])
-  call('HSET', KEYS[1], 'i', ARGV[3], 't', id)
+  call('HSET', KEYS[1], 'i', ARGV[3], 't', id, 'n', string.format('%.0f', now))
 elseif above(ARGV[2], found[1]) then
   call('HSET', KEYS[1], 'e', ARGV[2])
 end

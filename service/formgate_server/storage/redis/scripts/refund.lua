@@ -1,15 +1,15 @@
 -- Give back what a remembered admission was charged, as `give_back` in core/limits.py does, and forget it.
 --
 -- KEYS: the one that remembers it; those of its counters.
--- ARGV: '1' if replication ids are compared; what is remembered, whole; its time; its cost; then each counter, and
---   the moment at which it was charged.
+-- ARGV: '1' if replication ids are compared; what is remembered, whole; its time; how many units to give back; for how
+--   many microseconds it may be given back; then each counter, and the moment at which it was charged.
 -- Result: 1; 0: it is not remembered, or something else is.
 
 if call('GET', KEYS[1]) ~= ARGV[2] then
   return 0
 end
 call('DEL', KEYS[1])
-if math.abs(now - ARGV[3]) >= 60000000 then
+if math.abs(now - ARGV[3]) >= tonumber(ARGV[5]) then
   return 0
 end
 local cost = tonumber(ARGV[4])
@@ -32,7 +32,7 @@ local function give_back_to_window(counter, charged_at)
   counter.used = counter.used - back
 end
 
-local at = 5
+local at = 6
 for index = 2, #KEYS do
   local counter
   counter, at = counter_at(KEYS[index], at)
