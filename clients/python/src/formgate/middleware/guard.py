@@ -73,22 +73,12 @@ class Guard:
 
     def unavailable(self, error: BaseException, asker: Asker) -> Denial:
         """Deny what nobody decided."""
-        logger.error("a request was denied that could not be checked: %s", _told(error, asker))
+        logger.error("a request was denied that could not be checked: %s", told(error, asker))
         return self._plain(self._answers.unavailable)
 
     def asked(self, need: Need, values: Values, asker: Asker) -> dict[str, Any]:
-        """Return the arguments of ``Client.check``, the resources aside where a function makes them."""
-        method = "GET" if asker.method == WEBSOCKET else asker.method
-        asked = {**need.asked, "source_ip": self._proxies.client(asker.peer, asker.forwarded_for)}
-        if not need.only_authenticate:
-            asked["http_method"] = method
-        if need.templates:
-            asked["resources"] = tuple([template.fill(values) for template in need.templates])
-        if asker.key:
-            asked["key"] = asker.key
-        else:
-            asked["authorization"] = asker.authorization
-        return asked
+        """Return the arguments of ``Client.check``, but for the resources that a function makes."""
+        return arguments(need, values, asker, self._proxies)
 
     def denial(self, verdict: Verdict) -> Denial | None:
         """Return the answer to a request that may not go on; None: it may. Only ``True`` is a yes."""
@@ -105,7 +95,21 @@ class Guard:
         return Denial(answer.status, denial_fields(answer, None, []), answer.body)
 
 
-def _told(error: BaseException, asker: Asker) -> str:
+def arguments(need: Need, values: Values, asker: Asker, proxies: TrustedProxies) -> dict[str, Any]:
+    """Return the arguments of ``Client.check``, but for the resources that a function makes. Raises BadValueError."""
+    asked = {**need.asked, "source_ip": proxies.client(asker.peer, asker.forwarded_for)}
+    if not need.only_authenticate:
+        asked["http_method"] = "GET" if asker.method == WEBSOCKET else asker.method
+    if need.templates:
+        asked["resources"] = tuple([template.fill(values) for template in need.templates])
+    if asker.key:
+        asked["key"] = asker.key
+    else:
+        asked["authorization"] = asker.authorization
+    return asked
+
+
+def told(error: BaseException, asker: Asker) -> str:
     """Say what went wrong, never the key: only our own errors are known not to hold one, and even those are read."""
     kind = type(error).__name__
     if not isinstance(error, FormgateError):
@@ -117,4 +121,4 @@ def _told(error: BaseException, asker: Asker) -> str:
     return text
 
 
-__all__ = ["Asker", "BadValueError", "Denial", "Guard", "checked", "logger"]
+__all__ = ["Asker", "BadValueError", "Denial", "Guard", "arguments", "checked", "logger", "told"]

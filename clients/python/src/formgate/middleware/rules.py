@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from formgate.middleware.paths import PathTemplate, ResourceTemplate
+from formgate.rules.grants import Level
 from formgate.verdict import Environment
 
 ANY = "*"
@@ -45,6 +46,8 @@ class Need:
     policy: str = ""
     strict: bool = False
     """The service itself is to be asked, whatever a lease would allow."""
+    level: Level | str | None = None
+    """How much the request does, for the client's fail mode. None: as its HTTP method says, else the most."""
     templates: tuple[ResourceTemplate, ...] = field(init=False, repr=False, compare=False)
     asked: Mapping[str, Any] = field(init=False, repr=False, compare=False)
     """The arguments of ``Client.check`` that are always the same."""
@@ -59,7 +62,7 @@ class Need:
         object.__setattr__(self, "permissions", permissions)
         object.__setattr__(self, "templates", tuple(map(ResourceTemplate.read, texts)))
         asked: dict[str, Any] = {"permissions": permissions}
-        for name in ("api_group", "environment", "policy", "strict"):
+        for name in ("api_group", "environment", "policy", "strict", "level"):
             if value := getattr(self, name):
                 asked[name] = value
         if self.cost != 1:
@@ -138,7 +141,7 @@ class Rules:
         paths: dict[tuple[tuple[str | None, ...], bool], _Path] = {}
         for rule in rules:
             if not isinstance(rule, Rule | Open | ByRoute):
-                raise ValueError(f"a rule is a Rule, Open or ByRoute, not {rule!r}")
+                raise TypeError(f"a rule is a Rule, Open or ByRoute, not {rule!r}")
             template = PathTemplate(rule.path)
             if isinstance(rule, Rule):
                 _check_names(rule, template)
