@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,12 +20,14 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from formgate import AsyncClient, Check, Client, Verdict
 from formgate.common import Options
+from formgate.v1.accounts_pb2 import GRANULARITY_DAY, GetUsageRequest
 from formgate.v1.keys_pb2 import CreateKeyRequest
 from formgate.v1.resources_pb2 import Grant, Limit
-from formgate.wire import BATCH, CHECK
+from formgate.wire import BATCH, CHECK, RECORD
 from tests.support.client import Client as Manager
 
 T = TypeVar("T")
@@ -126,22 +129,37 @@ def new_key(manager: Manager, account: str, *limits: Limit) -> Key:
     return Key(made.key.key_id, made.secret)
 
 
+def counted(manager: Manager, account: str, key: Key) -> tuple[int, int]:
+    """Return how many units, in how many records, the service has of a key."""
+    now = int(time.time())
+    request = GetUsageRequest(
+        account_id=account,
+        key_id=key.key_id,
+        start_time=Timestamp(seconds=now - 86_400 * 3),
+        end_time=Timestamp(seconds=now + 86_400 * 2),
+        granularity=GRANULARITY_DAY,
+    )
+    buckets = manager(request).buckets
+    return sum(bucket.units for bucket in buckets), sum(bucket.records for bucket in buckets)
+
+
 class Scripted(grpc.GenericRpcHandler):
     """A server that answers with what it is told to; for answers that a real one never gives.
 
-    ``check`` and ``batch`` take the request's bytes and the call's context, and return the answer's bytes.
+    ``check``, ``batch`` and ``record`` take the request's bytes and the call's context, and return the answer's bytes.
     """
 
     def __init__(self) -> None:
         self.check: Any = None
         self.batch: Any = None
+        self.record: Any = None
         self.address = ""
         self.calls: list[str] = []
 
     def service(self, handler_call_details: Any) -> Any:
         """Find what answers a call."""
         path = handler_call_details.method
-        answer = {CHECK: self.check, BATCH: self.batch}.get(path)
+        answer = {CHECK: self.check, BATCH: self.batch, RECORD: self.record}.get(path)
         if answer is None:
             return None
         self.calls.append(path)

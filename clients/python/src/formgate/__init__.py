@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from formgate.asking import Check
     from formgate.client import Client
     from formgate.options import Tls
+    from formgate.recorder import UsageRecorder
     from formgate.verdict import Verdict
 
-__all__ = ["AsyncClient", "Check", "Client", "Tls", "Verdict"]
+__all__ = ["AsyncClient", "Check", "Client", "Tls", "UsageRecorder", "Verdict"]
 
 _HOMES = {
     "AsyncClient": "formgate.aio",
     "Check": "formgate.asking",
     "Client": "formgate.client",
     "Tls": "formgate.options",
+    "UsageRecorder": "formgate.recorder",
     "Verdict": "formgate.verdict",
 }
 

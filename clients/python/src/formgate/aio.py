@@ -16,6 +16,7 @@ from formgate.errors import ClosedError, FormgateError, UnavailableError
 from formgate.forks import Forks
 from formgate.rules.grants import Level
 from formgate.together import Together
+from formgate.usage import UsageFields
 from formgate.verdict import Environment, Verdict
 from formgate.wire import BATCH, CHECK, repeated
 
@@ -139,12 +140,19 @@ class AsyncClient:
             raise RuntimeError("an AsyncClient belongs to one event loop; make another for this one")
         return self._line
 
+    def record(self, key_id: str, units: int = 1, **fields: Unpack[UsageFields]) -> str:
+        """Take a usage record and return its id; it is sent in the background. See ``formgate.recorder``."""
+        if self._closed:
+            raise ClosedError("the client is closed")
+        return self._common.recorder().record(key_id, units, **fields)
+
     async def close(self) -> None:
         """Take no more checks, let those under way end, and disconnect."""
         self._closed = True
         line, self._line = self._line, None
         if line is not None:
             await line.close()
+        await asyncio.to_thread(self._common.close_recorder)
 
     async def __aenter__(self) -> Self:
         return self

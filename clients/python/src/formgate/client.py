@@ -18,6 +18,7 @@ from formgate.common import Common, Options, seconds_of
 from formgate.errors import ClosedError, DeadlineError, FormgateError, UnavailableError
 from formgate.forks import Forks
 from formgate.rules.grants import Level
+from formgate.usage import UsageFields
 from formgate.verdict import Environment, Verdict
 from formgate.wire import BATCH, CHECK, MOST, MOST_BYTES, repeated
 
@@ -155,6 +156,12 @@ class Client:
                 self._line = _Line(self._common)
             return self._line
 
+    def record(self, key_id: str, units: int = 1, **fields: Unpack[UsageFields]) -> str:
+        """Take a usage record and return its id; it is sent in the background. See ``formgate.recorder``."""
+        if self._closed:
+            raise ClosedError("the client is closed")
+        return self._common.recorder().record(key_id, units, **fields)
+
     def close(self) -> None:
         """Take no more checks, let those under way end, and disconnect."""
         with self._lock:
@@ -162,6 +169,7 @@ class Client:
             line, self._line = self._line, None
         if line is not None:
             line.close()
+        self._common.close_recorder()
 
     def __enter__(self) -> Self:
         return self

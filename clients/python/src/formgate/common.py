@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Final, TypedDict
 
@@ -11,6 +12,7 @@ from formgate.counters import Counters
 from formgate.errors import BrokenAnswerError, FormgateError, UnavailableError
 from formgate.fallback import Emergency, Fail, Fallback, denied
 from formgate.options import Tls, connection
+from formgate.recorder import UsageRecorder
 from formgate.retrying import RequestIds, Retrying
 from formgate.verdict import Verdict
 
@@ -35,6 +37,8 @@ class Options(TypedDict, total=False):
     """How much is let in meanwhile."""
     on_fallback: Callable[[Check, Verdict], None] | None
     """Is told of each verdict that the service did not give; called where the check was made, so it must be quick."""
+    recorder: UsageRecorder
+    """What ``record`` goes to; whoever made it closes it. Else one in memory is made with the first record."""
 
 
 class Common:
@@ -45,6 +49,9 @@ class Common:
         self.connection = connection(address, token, tls=options.get("tls"), insecure=options.get("insecure"))
         self.timeout = _positive("timeout", options.get("timeout", _TIMEOUT))
         self.counters = Counters()
+        self._recorder = options.get("recorder")
+        self._own_recorder: UsageRecorder | None = None
+        self._lock = threading.Lock()
         attempts = options.get("attempts", _ATTEMPTS)
         if attempts < 1:
             raise ValueError("attempts must be 1 or more")
@@ -80,8 +87,25 @@ class Common:
         except FormgateError as error:
             return denied(error)
 
+    def recorder(self) -> UsageRecorder:
+        """Return what usage goes to; made with the first record."""
+        if self._recorder is not None:
+            return self._recorder
+        with self._lock:
+            if self._own_recorder is None:
+                self._own_recorder = UsageRecorder(self.connection)
+            return self._own_recorder
+
+    def close_recorder(self) -> None:
+        """Send what usage waits for up to five seconds; what is left then is logged."""
+        with self._lock:
+            own = self._own_recorder
+        if own is not None:
+            own.close()
+
     def after_fork(self) -> None:
         """Start anew in a child: ids of its own, and locks that nobody holds."""
+        self._lock = threading.Lock()
         self.counters.after_fork()
         self.fallback.after_fork()
         self.retrying.after_fork()

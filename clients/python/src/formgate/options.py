@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import ipaddress
 import json
 import os
@@ -11,6 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import grpc
+
+# gRPC imports it with the first channel. A fork at that moment would leave the child a module that is half imported.
+with contextlib.suppress(ImportError):
+    importlib.import_module("grpc._channel")
 
 _DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 _LARGEST_PORT: Final = 65_535

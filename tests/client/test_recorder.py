@@ -1,0 +1,410 @@
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from formgate import AsyncClient, Client, UsageRecorder
+from formgate.errors import ClosedError, InvalidRequestError
+from formgate.recorder import FullError, Outcome, Refused, Usage
+from formgate.v1 import authorization_pb2 as pb
+from tests.support.callers import Key, Scripted, counted, new_key, scripted
+from tests.support.client import Client as Manager
+from tests.support.client import new_account
+from tests.support.proxy import Proxy
+from tests.support.server import Server, clean_environment
+
+pytest_plugins = ("tests.support.rpc",)
+
+
+@pytest.fixture
+def key(manager: Manager, account: str) -> Key:
+    """A key that consumes."""
+    return new_key(manager, account)
+
+
+@pytest.fixture
+def proxy(rpc_server: Server) -> Iterator[Proxy]:
+    """What stands between the recorder and the real server."""
+    with Proxy(int(rpc_server.address.rpartition(":")[2])) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def server() -> Iterator[Scripted]:
+    """A server that says what it is told to."""
+    with scripted() as server:
+        yield server
+
+
+class Told:
+    """What a recorder told of by its callbacks."""
+
+    def __init__(self) -> None:
+        self.refused: list[Refused] = []
+        self.dropped: list[Usage] = []
+
+    @property
+    def callbacks(self) -> dict[str, Any]:
+        """For the recorder."""
+        return {"on_refused": self.refused.append, "on_drop": self.dropped.append}
+
+
+def test_what_is_recorded_is_counted(rpc_server: Server, manager: Manager, account: str, key: Key) -> None:
+    """Units of many records, sent together; leaving the block sends what waits."""
+    with UsageRecorder(rpc_server.address, rpc_server.token, interval=60) as recorder:
+        for number in range(1_500):
+            recorder.record(
+                key.key_id,
+                2,
+                operation="submissions.create",
+                resource="forms/f1",
+                status_code=201,
+                latency=dt.timedelta(milliseconds=number),
+                tags={"team": "a"},
+            )
+    assert counted(manager, account, key) == (3_000, 1_500)
+    counters = recorder.counters
+    assert (counters["put"], counters["accepted"], counters["dropped"]) == (1_500, 1_500, 0)
+
+
+def test_a_record_waits_for_the_interval_at_most(rpc_server: Server, manager: Manager, account: str, key: Key) -> None:
+    """A lone record is sent by itself."""
+    with UsageRecorder(rpc_server.address, rpc_server.token, interval=0.05) as recorder:
+        recorder.record(key.key_id)
+        deadline = time.monotonic() + 10
+        while counted(manager, account, key) != (1, 1):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_flush_waits_for_what_was_recorded_before(rpc_server: Server, manager: Manager, account: str, key: Key) -> None:
+    """After flush() it is there; of nothing it waits for nothing."""
+    with UsageRecorder(rpc_server.address, rpc_server.token, interval=60) as recorder:
+        assert recorder.flush(0)
+        recorder.record(key.key_id)
+        assert recorder.flush(10)
+        assert counted(manager, account, key) == (1, 1)
+
+
+def test_from_asyncio(rpc_server: Server, manager: Manager, account: str, key: Key) -> None:
+    """In a loop: record() does not wait, aflush() and leaving the block do, beside other tasks. So from the clients."""
+
+    async def run() -> None:
+        async with UsageRecorder(rpc_server.address, rpc_server.token, interval=60) as recorder:
+            recorder.record(key.key_id)
+            assert await recorder.aflush(10)
+            recorder.record(key.key_id)
+        async with AsyncClient(rpc_server.address, rpc_server.token) as client:
+            client.record(key.key_id)
+        with pytest.raises(ClosedError):
+            client.record(key.key_id)
+
+    asyncio.run(run())
+    with Client(rpc_server.address, rpc_server.token) as client:
+        client.record(key.key_id)
+    with UsageRecorder(rpc_server.address, rpc_server.token) as shared:
+        with Client(rpc_server.address, rpc_server.token, recorder=shared) as client:
+            client.record(key.key_id)
+        shared.record(key.key_id)  # who made it closes it
+    assert counted(manager, account, key) == (6, 6)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"units": "many"}, {"occur_time": dt.datetime(2026, 1, 1)}, {"operation": "\ud800"}, {"latency": 5}],  # noqa: DTZ001
+    ids=str,
+)
+def test_what_is_no_record_is_said_at_once(wrong: dict[str, Any], rpc_server: Server) -> None:
+    """To who made the mistake, not to a log."""
+    with UsageRecorder(rpc_server.address, rpc_server.token) as recorder, pytest.raises(InvalidRequestError):
+        recorder.record("k", **wrong)
+    with pytest.raises(ClosedError):
+        recorder.record("k")
+
+
+def test_what_the_service_refuses_is_told(rpc_server: Server, manager: Manager, account: str, key: Key) -> None:
+    """An unknown key is REJECTED, an id with other content is CONFLICT; what was sent beside them counts."""
+    told = Told()
+    with UsageRecorder(rpc_server.address, rpc_server.token, interval=60, **told.callbacks) as recorder:
+        recorder.record(key.key_id, 1, record_id="r1")
+        assert recorder.flush(10)
+        recorder.record(key.key_id, 5, record_id="r1")
+        recorder.record("key_unknown", tags={"a": "b"})
+        recorder.record(key.key_id, 7)
+        assert recorder.flush(10)
+    assert counted(manager, account, key) == (8, 2)
+    assert [(each.outcome, each.usage.units) for each in told.refused] == [(Outcome.CONFLICT, 5), (Outcome.REJECTED, 1)]
+    assert told.refused[1].usage.tags == {"a": "b"}
+    assert "key_id" in told.refused[1].message
+    assert (recorder.counters["refused"], told.dropped) == (2, [])
+
+
+@pytest.mark.parametrize("spooled", [False, True], ids=["memory", "spool"])
+def test_connections_that_break_count_nothing_twice(
+    spooled: bool,  # noqa: FBT001
+    tmp_path: Path,
+    proxy: Proxy,
+    rpc_server: Server,
+    manager: Manager,
+    account: str,
+    key: Key,
+) -> None:
+    """Four threads record while connections break at random bytes both ways: each record is counted exactly once."""
+    dice = random.Random(5)
+    stop = threading.Event()
+
+    def breaking() -> None:
+        while not stop.wait(0.02):
+            dice.choice([proxy.truncate_answers, proxy.truncate_requests])(dice.randrange(1, 2_000))
+
+    told = Told()
+    spool = tmp_path / "spool" if spooled else None
+    address = f"127.0.0.1:{proxy.port}"
+    with UsageRecorder(address, rpc_server.token, interval=0.01, spool=spool, **told.callbacks) as recorder:
+        breaker = threading.Thread(target=breaking)
+        breaker.start()
+
+        def work() -> None:
+            for _ in range(300):
+                recorder.record(key.key_id)
+                time.sleep(0.001)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        stop.set()
+        breaker.join()
+        proxy.pass_on()
+        assert recorder.flush(20)
+    assert counted(manager, account, key) == (1_200, 1_200)
+    assert recorder.counters["retries"] > 0
+    assert (told.refused, told.dropped) == ([], [])
+    assert not spooled or not list((tmp_path / "spool").iterdir())
+
+
+def test_a_server_that_is_killed_in_the_middle(tmp_path: Path) -> None:
+    """Killed with -9 while records stream in, and started again on its data: each record is counted once."""
+    server = Server(tmp_path)
+    with server, Proxy(int(server.address.rpartition(":")[2])) as proxy:
+        manager = Manager(server.address, server.token)
+        account = new_account(manager)
+        key = new_key(manager, account)
+        stop = threading.Event()
+        with UsageRecorder(f"127.0.0.1:{proxy.port}", server.token, interval=0.01) as recorder:
+            number = 0
+
+            def work() -> None:
+                nonlocal number
+                while not stop.is_set():
+                    recorder.record(key.key_id)
+                    number += 1
+                    time.sleep(0.0005)
+
+            worker = threading.Thread(target=work)
+            worker.start()
+            while not recorder.counters["accepted"]:
+                time.sleep(0.005)
+            server.kill()
+            server.start()
+            proxy.go_to(int(server.address.rpartition(":")[2]))
+            stop.set()
+            worker.join()
+            assert recorder.flush(30)
+        manager.close()
+        again = Manager(server.address, server.token)
+        assert counted(again, account, key) == (number, number)
+        again.close()
+
+
+def test_memory_that_is_full_says_so(proxy: Proxy, rpc_server: Server) -> None:
+    """One record too many raises FullError, or goes to on_drop; it is counted, and what was taken is not touched."""
+    proxy.refuse()
+    address = f"127.0.0.1:{proxy.port}"
+    strict = UsageRecorder(address, rpc_server.token, most=3)
+    for _ in range(3):
+        strict.record("k")
+    with pytest.raises(FullError):
+        strict.record("k")
+    told = Told()
+    tolerant = UsageRecorder(address, rpc_server.token, most=3, **told.callbacks)
+    ids = [tolerant.record("k", number) for number in range(5)]
+    assert [usage.units for usage in told.dropped] == [3, 4]
+    assert [usage.record_id for usage in told.dropped] == ids[3:]
+    for recorder, dropped in ((strict, 1), (tolerant, 2)):
+        assert recorder.counters["dropped"] == dropped
+        assert recorder.close(0.05) == 3
+    assert len(told.dropped) == 5
+    assert tolerant.counters["dropped"] == 5
+
+
+def test_a_close_without_the_service_ends_and_says_what_is_left(
+    proxy: Proxy, rpc_server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """close() returns in time with the number, tells on_drop each record, and logs it."""
+    proxy.stall()
+    told = Told()
+    recorder = UsageRecorder(f"127.0.0.1:{proxy.port}", rpc_server.token, **told.callbacks)
+    for _ in range(1_200):
+        recorder.record("k")
+    began = time.monotonic()
+    assert recorder.close(0.2) == 1_200
+    assert time.monotonic() - began < 5
+    assert len(told.dropped) == 1_200
+    assert "1200 usage records could not be sent" in caplog.text
+    assert recorder.close() == 1_200
+
+
+def answers(request: bytes, outcome: int = pb.OUTCOME_ACCEPTED) -> list[pb.UsageResult]:
+    """Return a result for each record of a request."""
+    records = pb.RecordUsageRequest.FromString(request).records
+    return [pb.UsageResult(record_id=record.record_id, outcome=outcome) for record in records]  # type: ignore[arg-type]
+
+
+def whole(results: Sequence[pb.UsageResult]) -> bytes:
+    """Write an answer."""
+    return pb.RecordUsageResponse(results=results).SerializeToString()
+
+
+@pytest.mark.parametrize("broken", ["empty", "nonsense", "too few", "of others", "unspecified", "unknown", "a fault"])
+def test_nonsense_is_not_taken_for_recorded(broken: str, server: Scripted) -> None:
+    """An answer that does not say of this very record what became of it leaves the record waiting."""
+    seen: list[list[str]] = []
+
+    def record(request: bytes, context: Any) -> bytes:
+        results = answers(request)
+        seen.append([result.record_id for result in results])
+        if len(seen) > 1:
+            return whole(results)
+        if broken == "a fault":
+            context.abort(grpc.StatusCode.INTERNAL, "no")
+        return {
+            "empty": b"",
+            "nonsense": b"\xff",
+            "too few": whole(results[1:]),
+            "of others": whole([pb.UsageResult(record_id="x", outcome=pb.OUTCOME_ACCEPTED) for _ in results]),
+            "unspecified": whole(answers(request, 0)),
+            "unknown": whole(answers(request, 9)),
+        }[broken]
+
+    server.record = record
+    with UsageRecorder(server.address, interval=60) as recorder:
+        ids = [recorder.record("k") for _ in range(3)]
+        assert recorder.flush(10)
+    assert seen == [ids, ids]
+    assert recorder.counters["accepted"] == 3
+
+
+def test_one_that_spoils_a_whole_call_is_found(server: Scripted) -> None:
+    """A record for which the service refuses all of its call is refused alone; the others are recorded."""
+    accepted: list[str] = []
+
+    def record(request: bytes, context: Any) -> bytes:
+        results = answers(request)
+        if "bad" in [result.record_id for result in results]:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "broken")
+        accepted.extend(result.record_id for result in results)
+        return whole(results)
+
+    server.record = record
+    told = Told()
+    with UsageRecorder(server.address, interval=60, **told.callbacks) as recorder:
+        ids = [recorder.record("k", record_id="bad" if number == 5 else "") for number in range(20)]
+        assert recorder.flush(10)
+    assert sorted([*accepted, "bad"]) == sorted(ids)
+    assert [(each.usage.record_id, each.outcome) for each in told.refused] == [("bad", Outcome.REJECTED)]
+
+
+def test_a_token_that_is_not_known_yet_loses_nothing(server: Scripted) -> None:
+    """A service that refuses the token is asked again, until it knows it."""
+    calls: list[int] = []
+
+    def record(request: bytes, context: Any) -> bytes:
+        calls.append(1)
+        if len(calls) < 3:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "who?")
+        return whole(answers(request))
+
+    server.record = record
+    with UsageRecorder(server.address, interval=60) as recorder:
+        recorder.record("k")
+        assert recorder.flush(10)
+    assert recorder.counters["accepted"] == 1
+
+
+AT_EXIT = """
+import sys
+from formgate import UsageRecorder
+recorder = UsageRecorder(sys.argv[1], sys.argv[2], interval=60)
+for _ in range(5):
+    recorder.record(sys.argv[3])
+"""
+
+
+def run(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a program of its own process."""
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_interpreters_exit_sends_what_waits(rpc_server: Server, manager: Manager, account: str, key: Key) -> None:
+    """A program that ends without closing loses nothing."""
+    done = run(AT_EXIT, rpc_server.address, rpc_server.token, key.key_id)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert counted(manager, account, key) == (5, 5)
+
+
+FORKING = """
+import os, sys
+from formgate import UsageRecorder
+spool = sys.argv[4] or None
+recorder = UsageRecorder(sys.argv[1], sys.argv[2], interval=60, spool=spool)
+for _ in range(3):
+    recorder.record(sys.argv[3], record_id="")
+child = os.fork()
+for _ in range(2):
+    recorder.record(sys.argv[3])
+left = recorder.close(20)
+counters = recorder.counters
+os.write(1, f"{counters['accepted']} {counters['duplicate']} {left};".encode())
+if not child:
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("spooled", [False, True], ids=["memory", "spool"])
+def test_a_forked_child_sends_its_own(
+    spooled: bool,  # noqa: FBT001
+    tmp_path: Path,
+    rpc_server: Server,
+    manager: Manager,
+    account: str,
+    key: Key,
+) -> None:
+    """What waited before the fork is sent by the parent alone, and what each records after it by itself."""
+    spool = tmp_path / "spool" if spooled else ""
+    done = run(FORKING, rpc_server.address, rpc_server.token, key.key_id, spool)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(done.stdout.split(";")) == ["", "2 0 0", "5 0 0"]
+    assert counted(manager, account, key) == (7, 7)
