@@ -23,6 +23,14 @@ class FakeClient(Client):
         self._decided_by = decide
         self._is_closed = False
 
+    @property
+    def counters(self) -> dict[str, int]:
+        """Nothing is counted."""
+        return {}
+
+    def after_fork(self) -> None:
+        """Nothing is connected."""
+
     def check(self, key: str | None = None, **asked: Any) -> Verdict:  # noqa: ANN401 - those of Client.check
         """As ``Client.check``."""
         asked.pop("timeout", None)
@@ -68,6 +76,14 @@ class FakeAsyncClient(AsyncClient):
 
     def __init__(self, decide: Decide) -> None:  # what the real one makes, connections, is not made
         self._fake = FakeClient(decide)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Nothing is counted."""
+        return {}
+
+    def after_fork(self) -> None:
+        """Nothing is connected."""
 
     async def check(self, key: str | None = None, **asked: Any) -> Verdict:  # noqa: ANN401 - those of Client.check
         """As ``AsyncClient.check``."""
