@@ -71,8 +71,10 @@ from formgate_server.storage.sql.registry import SqlRegistry
 from formgate_server.storage.sql.trail import Trail
 from formgate_server.storage.sql.usage import SqlUsageLedger
 from formgate_server.storage.wrappers import CachedKeyStore, PepperedKeyStore
+from formgate_server.wire.auth_http import AuthHttpServer
 from formgate_server.wire.envoy.ext_authz import ExtAuthz
 from formgate_server.wire.followed import UnfitFileError
+from formgate_server.wire.gateways.answers import Answers
 from formgate_server.wire.grpcio import GrpcServer, Limits
 from formgate_server.wire.http import HttpServer
 from formgate_server.wire.tls import Tls, TlsFiles
@@ -98,6 +100,7 @@ class Addresses(NamedTuple):
 
     grpc: str
     http: str
+    auth_http: str | None = None
 
 
 class SystemClock:
@@ -284,10 +287,12 @@ async def _start(
         stack.push_async_callback(ended, asyncio.create_task(tls.run()))
     grpc_port = await grpc.start(settings.listen)
     stack.push_async_callback(grpc.drain, settings.drain_seconds, hurry)
+    auth = Answers(dispatch, check_key, clock)
+    auth_http = None if settings.auth_http is None else await _start_auth_http(stack, settings, auth, worker, hurry)
     stack.callback(counters.watching.end)  # before the drain, which would wait for those who watch
     stack.callback(pulse.drain)
     pulse.is_ready = True
-    return Addresses(f"{settings.listen.rpartition(':')[0]}:{grpc_port}", http_address)
+    return Addresses(f"{settings.listen.rpartition(':')[0]}:{grpc_port}", http_address, auth_http)
 
 
 def _tls(settings: Settings, policies: Policies) -> Tls | None:
@@ -334,6 +339,21 @@ def _limits(settings: Settings) -> Limits:
         settings.max_connections,
         settings.max_connection_age_seconds,
     )
+
+
+async def _start_auth_http(
+    stack: AsyncExitStack,
+    settings: Settings,
+    answers: Answers,
+    worker: bool,  # noqa: FBT001 - handed on
+    hurry: asyncio.Event,
+) -> str:
+    """Let gateways ask over HTTP; returns where. Raises OSError."""
+    assert settings.auth_http is not None  # noqa: S101 - it is why this is called
+    server = AuthHttpServer(answers)
+    port = await server.start(settings.auth_http, shared=worker)
+    stack.push_async_callback(server.drain, settings.drain_seconds, hurry)
+    return f"{settings.auth_http.rpartition(':')[0]}:{port}"
 
 
 def _start_http(stack: AsyncExitStack, address: str, pulse: _Pulse) -> str:

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import structlog
@@ -77,9 +78,10 @@ async def _supervise(settings: Settings) -> None:
     try:
         with (
             reserved(settings.listen) as address,
+            nullcontext() if settings.auth_http is None else reserved(settings.auth_http) as auth,
             tempfile.TemporaryDirectory(prefix="formgate-metrics-", ignore_cleanup_errors=True) as folder,
         ):
-            await _supervise_at(settings.model_copy(update={"listen": address}), Path(folder))
+            await _supervise_at(settings.model_copy(update={"listen": address, "auth_http": auth}), Path(folder))
     except OSError as error:
         raise StartError(str(error)) from error
 
@@ -93,7 +95,7 @@ async def _supervise_at(settings: Settings, folder: Path) -> None:
     registry = of_workers(folder, supervisor.facts, lambda: supervisor.started)
     http = HttpServer(host.strip("[]"), int(port), live=supervisor.live, ready=supervisor.ready, registry=registry)
     try:
-        addresses = Addresses(settings.listen, f"{host}:{http.port}")
+        addresses = Addresses(settings.listen, f"{host}:{http.port}", settings.auth_http)
         await supervisor.run(lambda: _tell_ready(settings, addresses))
     finally:
         http.close()
@@ -130,6 +132,8 @@ def _on_signals(asked: Callable[[], None]) -> None:
 
 def _tell_ready(settings: Settings, addresses: Addresses) -> None:
     where = f"data {settings.data}" if settings.database_url is None else f"on PostgreSQL, workers {settings.workers}"
+    if addresses.auth_http is not None:
+        where = f"auth {addresses.auth_http}, {where}"
     print(  # noqa: T201 - the one line that tells programs and people that they may go on
         f"formgate is ready: grpc {addresses.grpc}, http {addresses.http}, {where}", flush=True
     )

@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     )
     listen: Address = Field(default="127.0.0.1:50051", description="Where gRPC is served, HOST:PORT.")
     http: Address = Field(default="127.0.0.1:9090", description="Where livez, readyz and metrics are, HOST:PORT.")
+    auth_http: Annotated[Address | None, BeforeValidator(_blank_is_none)] = Field(
+        default=None, description="Where nginx, Traefik and Caddy ask over HTTP, HOST:PORT; unset: nowhere."
+    )
     insecure: bool = Field(default=False, description="Serve without TLS beyond loopback too.")
     tls_cert_file: OptionalPath = Field(
         default=None, description="gRPC's certificate and those of its issuers, PEM; with it, gRPC is TLS only."
@@ -142,6 +145,12 @@ class Settings(BaseSettings):
                     " --tls-key-file, or say --insecure to allow it"
                 )
                 raise ValueError(message)
+        if self.auth_http is not None and not (self.insecure or is_loopback(self.auth_http)):
+            message = (
+                "auth_http is beyond loopback, where secrets would travel in clear, and it has no TLS: say --insecure"
+                " to allow it"
+            )
+            raise ValueError(message)
         return self
 
     @model_validator(mode="after")

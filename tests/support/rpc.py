@@ -32,7 +32,7 @@ def rpc_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     policies = folder / "policies"
     policies.mkdir()
     (policies / "second.toml").write_text(_SECOND, encoding="utf-8")
-    with Server(folder, "--policy-dir", str(policies)) as server:
+    with Server(folder, "--policy-dir", str(policies), "--auth-http", "127.0.0.1:0") as server:
         yield server
 
 

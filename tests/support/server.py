@@ -27,7 +27,9 @@ from tests.support.process import launch
 
 COMMAND = Path(sys.executable).with_name("formgate")
 
-_READY = re.compile(r"^formgate is ready: grpc (?P<grpc>\S+?), http (?P<http>\S+?)(?:,.*)?$", re.MULTILINE)
+_READY = re.compile(
+    r"^formgate is ready: grpc (?P<grpc>\S+?), http (?P<http>\S+?)(?:, auth (?P<auth>\S+?))?(?:,.*)?$", re.MULTILINE
+)
 
 T = TypeVar("T")
 
@@ -67,6 +69,8 @@ class Server:
         """HOST:PORT of gRPC, once ready."""
         self.http = ""
         """HOST:PORT of HTTP, once ready."""
+        self.auth_http = ""
+        """HOST:PORT where gateways ask over HTTP, once ready; empty: nowhere."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -120,7 +124,7 @@ class Server:
         except AssertionError as error:
             self.kill()
             raise AssertionError(f"{error}\n{self.log}") from None
-        self.address, self.http = ready["grpc"], ready["http"]
+        self.address, self.http, self.auth_http = ready["grpc"], ready["http"], ready["auth"] or ""
 
     def _ready(self) -> re.Match[str] | None:
         code = self.process.poll()

@@ -47,6 +47,14 @@ def serve(
             show_default="127.0.0.1:9090",
         ),
     ] = None,
+    auth_http: Annotated[
+        str | None,
+        typer.Option(
+            "--auth-http",
+            metavar="HOST:PORT",
+            help="Where nginx, Traefik and Caddy ask over HTTP; port 0 picks one. Else nowhere.",
+        ),
+    ] = None,
     insecure: Annotated[
         bool | None,
         typer.Option("--insecure", help="Listen beyond this machine, too, without TLS.", show_default=False),

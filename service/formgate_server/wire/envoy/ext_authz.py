@@ -63,7 +63,7 @@ class ExtAuthz:
 
     def _allowed(self, verdict: Verdict, requirement: Requirement, asked: Request) -> pb.CheckResponse:
         assert verdict.record is not None, "who is allowed is known"  # noqa: S101 - for the type checker
-        identity = told.identity(verdict.record.key)
+        identity = [(name, value) for name, value in told.identity(verdict.record.key) if value]
         ours = {name for name, _ in identity}
         removed = {name for name in asked.headers if told.is_ours(name) and name not in ours}
         response = pb.CheckResponse()

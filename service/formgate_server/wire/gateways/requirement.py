@@ -10,6 +10,7 @@ api_group      The API group of the route.
 environment    ``live`` or ``test``: what the key must be of.
 policy         Only this policy's keys count.
 cost           What a request costs; 1 where it is not said.
+path           ``plain``: the request's path must have one reading only, although nothing is taken from it.
 key            Where the key is, the first one found: ``authorization`` (which is the default), a header's name, or
                ``query:NAME``. Separated by commas.
 address        The header that tells where the request comes from: the last address in it, or ``NAME:2``, the last but
@@ -38,7 +39,7 @@ _log = structlog.get_logger("formgate.gateways")
 _MOST_REMEMBERED = 10_000
 _LISTS = frozenset({"permission", "resource", "key"})
 _RIGHTS = frozenset({"permission", "resource", "method"})
-_NAMES = _RIGHTS | {"only", "api_group", "environment", "policy", "cost", "key", "address"}
+_NAMES = _RIGHTS | {"only", "api_group", "environment", "policy", "cost", "path", "key", "address"}
 _PLACE = re.compile(r"\{([1-9][0-9]?)(\*?)\}")
 _HEADER = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
 _METHOD = re.compile(r"[A-Z]{1,32}", re.ASCII)
@@ -91,7 +92,10 @@ class Requirement:
         if self._method != "request" and self._method and not _METHOD.fullmatch(self._method):
             raise InvalidArgumentError("method", "must be `request`, or a method in capitals")
         self._resources = [_template(each) for each in _list(parameters, "resource")]
-        self._reads_path = any(number for template in self._resources for _, number, _ in template)
+        if parameters.get("path", "plain") != "plain":
+            raise InvalidArgumentError("path", "must be `plain`")
+        places = any(number for template in self._resources for _, number, _ in template)
+        self._reads_path = places or "path" in parameters
         self._keys = [_key(each) for each in _list(parameters, "key") or (_AUTHORIZATION,)]
         self._address = _address(parameters["address"]) if "address" in parameters else None
         self._same = CheckQuery(
@@ -108,16 +112,15 @@ class Requirement:
 
     def query(self, request: Request) -> CheckQuery | Ambiguous:
         """Return what to check. Raises InvalidArgumentError where the gateway does not tell what it is told to."""
+        parts = target.segments(_told(request.uri, "the request's URI")) if self._reads_path else ()
+        if parts is None:
+            return Ambiguous("The path is not in its plain form: it could be read in more than one way.")
         resources: list[str] = []
-        if self._resources:
-            parts = target.segments(_told(request.uri, "the request's URI")) if self._reads_path else ()
-            if parts is None:
-                return Ambiguous("The path is not in its plain form: it could be read in more than one way.")
-            for template in self._resources:
-                resource = _filled(template, parts)
-                if resource is None:
-                    return Ambiguous("The path does not name what this is about.")
-                resources.append(resource)
+        for template in self._resources:
+            resource = _filled(template, parts)
+            if resource is None:
+                return Ambiguous("The path does not name what this is about.")
+            resources.append(resource)
         method = self._method
         if method == "request":
             method = _told(request.method, "the request's method")

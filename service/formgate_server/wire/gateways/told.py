@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 
 from formgate_server.core.limits import Standing
-from formgate_server.core.model import Key, Rolling
+from formgate_server.core.model import Holder, Key, Rolling
 from formgate_server.core.policy import HttpDenial
 from formgate_server.core.verdict import Verdict
 from formgate_server.wire.gateways.requirement import Ambiguous
@@ -15,6 +15,8 @@ PREFIX = "x-formgate-"
 """What the names of all our headers begin with: an end user's own are not for who stands behind the gateway."""
 
 _SECOND = 1_000_000
+_LARGEST = 999_999_999_999_999
+"""The largest integer of a structured field (RFC 9651)."""
 _RETRY_AFTER = "retry-after"
 
 
@@ -24,15 +26,13 @@ def is_ours(name: str) -> bool:
 
 
 def identity(key: Key) -> list[tuple[str, str]]:
-    """Return the headers that say whose request it is. Ids only; its creator is left out where unknown."""
-    told = [
+    """Return the headers that say whose request it is: ids only, empty where there is none."""
+    return [
         ("x-formgate-key-id", key.key_id),
         ("x-formgate-account-id", key.account_id),
         ("x-formgate-environment", key.environment.name.lower()),
+        ("x-formgate-created-by", key.created_by),
     ]
-    if key.created_by:
-        told.append(("x-formgate-created-by", key.created_by))
-    return told
 
 
 def rate_limit(limits: Iterable[Standing], now: int) -> list[tuple[str, str]]:
@@ -41,13 +41,16 @@ def rate_limit(limits: Iterable[Standing], now: int) -> list[tuple[str, str]]:
     Unlimited ones are left out, and both headers where no limit is left.
     """
     policies, standings = [], []
+    seen: set[str] = set()
     for limit, remaining, reset_time in limits:
         if limit.amount is None:
             continue
+        name = f"account.{limit.name}" if limit.name in seen and limit.holder is Holder.ACCOUNT else limit.name
+        seen.add(name)
         window = f";w={_seconds(limit.per.window)}" if isinstance(limit.per, Rolling) else ""
         reset = "" if reset_time is None else f";t={_seconds(max(reset_time - now, 0))}"
-        policies.append(f'"{limit.name}";q={limit.amount}{window}')
-        standings.append(f'"{limit.name}";r={remaining}{reset}')
+        policies.append(f'"{name}";q={min(limit.amount, _LARGEST)}{window}')
+        standings.append(f'"{name}";r={min(remaining, _LARGEST)}{reset}')
     if not policies:
         return []
     return [("ratelimit-policy", ", ".join(policies)), ("ratelimit", ", ".join(standings))]
