@@ -88,8 +88,9 @@ class Answers:
         if isinstance(query, Ambiguous):
             denial = told.ambiguous(query)
         else:
+            began = time.perf_counter()
             verdict = await self._check_key(query, caller)
-            metrics.checks[verdict.reason].inc()
+            metrics.decided(verdict.reason, time.perf_counter() - began, degraded=verdict.degraded)
             if verdict.allowed and verdict.record is not None:
                 limits = told.rate_limit(verdict.limits, self._clock.now())
                 return HttpDenial(200, (*told.identity(verdict.record.key), *limits), b"")
