@@ -11,18 +11,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEV := $(VENV)/.installed
 STUBS := .venv-stubs/.installed
+EXAMPLES := .venv-examples/.installed
 IMAGE := .venv-image/.installed
 CHART := .venv-chart/.installed
 CHECKOV := .venv-checkov/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup run test soak lint bench model image chart stubs lock format release-image clean
+.PHONY: help setup demo run test soak lint bench model image chart stubs lock format release-image clean
 
 help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(DEV) ## Make the virtual environment, with the locked packages and this project in it
+
+demo: $(DEV) $(EXAMPLES) ## Serve beside three small services that it protects (examples/)
+	$(BIN)/python examples/demo.py $(ARGS)
 
 run: $(DEV) ## Serve on this machine, with all it needs in ./formgate-data
 	$(BIN)/formgate serve $(ARGS)
@@ -86,4 +90,10 @@ $(DEV): $(VENV)/.locked pyproject.toml clients/python/pyproject.toml
 # The others, each apart: .venv-NAME holds what requirements/NAME.txt says.
 .venv-%/.installed: requirements/%.txt scripts/venv
 	scripts/venv $(PYTHON) $(@D) $<
+	@touch $@
+
+# What the examples are made of, and our client as anybody else would install it.
+$(EXAMPLES): requirements/examples.txt clients/python/pyproject.toml scripts/venv
+	scripts/venv $(PYTHON) .venv-examples $<
+	.venv-examples/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable clients/python
 	@touch $@

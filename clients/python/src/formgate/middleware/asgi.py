@@ -45,7 +45,7 @@ _POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
 class AsyncChecker(Protocol):
     """What is asked: an ``AsyncClient``, or ``FakeFormgate`` in tests."""
 
-    async def check(self, **asked: Any) -> Verdict:  # noqa: ANN401 - those of AsyncClient.check
+    async def check(self, *args: Any, **asked: Any) -> Verdict:  # noqa: ANN401 - those of AsyncClient.check
         """Return the verdict; whatever is raised denies the request."""
         ...
 

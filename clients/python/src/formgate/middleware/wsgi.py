@@ -56,7 +56,7 @@ class StartResponse(Protocol):
 class Checker(Protocol):
     """What is asked: a ``Client``, or ``FakeFormgate`` in tests."""
 
-    def check(self, **asked: Any) -> Verdict:  # noqa: ANN401 - those of Client.check
+    def check(self, *args: Any, **asked: Any) -> Verdict:  # noqa: ANN401 - those of Client.check
         """Return the verdict; whatever is raised denies the request."""
         ...
 
