@@ -16,7 +16,20 @@ from typing import Annotated
 
 import typer
 
-from formgate_server.cli import accounts, audit, check, errors, keys, limits, members, policies, serve, tokens, usage
+from formgate_server.cli import (
+    accounts,
+    audit,
+    check,
+    doctor,
+    errors,
+    keys,
+    limits,
+    members,
+    policies,
+    serve,
+    tokens,
+    usage,
+)
 from formgate_server.cli.errors import CommandError, ExitCode
 
 app = typer.Typer(
@@ -36,6 +49,7 @@ app.command()(limits.limits)
 app.add_typer(usage.app, name="usage")
 app.add_typer(audit.app, name="audit")
 app.add_typer(policies.app, name="policy")
+app.command()(doctor.doctor)
 
 
 def _version(wanted: bool) -> None:

@@ -71,10 +71,11 @@ class Followed(Generic[T]):
             _log.error("files have changed and can not be used: what they held before stays", what=self._what, why=why)
 
     def _read(self) -> tuple[bytes, ...]:
-        return tuple(map(_content, self._paths))
+        return tuple(map(content_of, self._paths))
 
 
-def _content(path: Path) -> bytes:
+def content_of(path: Path) -> bytes:
+    """Return what a file holds, 4 MB at the most. Raises UnfitFileError."""
     try:
         with path.open("rb") as file:
             content = file.read(_LARGEST_FILE + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,6 +32,12 @@ class Facts:
     replicas: int | None
     replid_in_scripts: bool
     """Whether a script can read ``master_replid``, so that it sees when another primary has taken over."""
+    round_trip: float = 0.0
+    """How many seconds a question took."""
+    clock_skew: float | None = None
+    """By how many seconds its clock, by which limits count, is before ours."""
+    memory_used: float | None = None
+    """Which share of ``maxmemory``; None: it has no such limit."""
 
     @property
     def problems(self) -> Iterator[str]:
@@ -80,6 +87,9 @@ async def _facts(address: Address, options: Options) -> Facts:
         replication = await _info(connection, "INFO", "replication")
         in_script = await _info(connection, "EVAL", _REPLICATION, "0")
         eviction = memory.get("maxmemory_policy") or await _configured_eviction(connection)
+        before = time.time()
+        now = await connection.ask("TIME")
+        after = time.time()
     finally:
         connection.abort("done")
     replicas = replication.get("connected_slaves")
@@ -89,6 +99,9 @@ async def _facts(address: Address, options: Options) -> Facts:
         eviction=eviction,
         replicas=None if replicas is None else int(replicas),
         replid_in_scripts="master_replid" in in_script,
+        round_trip=after - before,
+        clock_skew=_seconds(now) - (before + after) / 2 if isinstance(now, list) else None,
+        memory_used=_share(memory.get("used_memory", ""), memory.get("maxmemory", "")),
     )
 
 
@@ -98,6 +111,15 @@ async def _info(connection: Connection, *command: str) -> dict[str, str]:
         return {}
     lines = reply.decode(errors="replace").splitlines()
     return {name: value for name, colon, value in (line.partition(":") for line in lines) if colon}
+
+
+def _seconds(now: list[bytes]) -> float:
+    """Return what TIME says: seconds since 1970, and microseconds."""
+    return int(now[0]) + int(now[1]) / 1_000_000
+
+
+def _share(part: str, whole: str) -> float | None:
+    return int(part) / int(whole) if part.isdigit() and whole.isdigit() and int(whole) else None
 
 
 async def _configured_eviction(connection: Connection) -> str | None:
