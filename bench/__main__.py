@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import h2load, process, scenarios, stores
+from bench import clients, h2load, process, scenarios, stores
 from bench.figures import above, medians, ratio
 from bench.h2load import H2load
 from bench.memory import cached_key_bytes
@@ -43,6 +43,7 @@ def main() -> None:
     cores = process.two_cores()
     parts: dict[str, Callable[[], Report]] = {
         "embedded": lambda: measure(_QUICK if options.quick else _FULL, generator, cores),
+        "client": lambda: clients.measure(clients.QUICK if options.quick else clients.FULL, cores),
         "stores": lambda: stores.measure(stores.QUICK if options.quick else stores.FULL, generator, cores),
     }
     reports = {name: part() for name, part in parts.items() if options.part in {name, "all"}}
@@ -115,7 +116,9 @@ def _say(what: str) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure what a check costs.")
-    parser.add_argument("--part", choices=("embedded", "stores", "all"), default="all", help="what is measured")
+    parser.add_argument(
+        "--part", choices=("embedded", "client", "stores", "all"), default="all", help="what is measured"
+    )
     parser.add_argument("--quick", action="store_true", help="a smoke run of a minute or two, with fewer keys")
     parser.add_argument("--json", action="store_true", help="print JSON, every round's figures in it")
     parser.add_argument("--strict", action="store_true", help="exit with 1 where a target is missed")

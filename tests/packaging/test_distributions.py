@@ -7,10 +7,13 @@ import tarfile
 import tomllib
 import venv
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pytest
+
+from tests.support.server import Server, clean_environment
 
 pytestmark = [pytest.mark.packaging, pytest.mark.timeout(300)]
 
@@ -42,6 +45,35 @@ assert json_format.Parse(json_format.MessageToJson(request), pb.CheckKeyRequest(
 error = pb.BatchCheckKeysResult(error={"code": 14, "message": "a store is down"})
 assert pb.BatchCheckKeysResult.FromString(error.SerializeToString()).error.code == 14
 print(__version__, len(names))
+"""
+
+NAMES = """
+from importlib.metadata import distributions
+print(*(each.name.lower().replace("_", "-") for each in distributions()))
+"""
+
+ASK = """
+import asyncio, importlib, pkgutil, sys
+import formgate
+from formgate import AsyncClient, Client, UsageRecorder
+
+for module in pkgutil.walk_packages(formgate.__path__, "formgate."):
+    importlib.import_module(module.name)
+
+address, token = sys.argv[1:]
+with Client(address, token, timeout=10) as client:
+    print(client.check("nonsense").reason.name)
+
+async def ask():
+    async with AsyncClient(address, token, timeout=10) as client:
+        verdicts = await asyncio.gather(*(client.check("nonsense") for _ in range(5)))
+    print(*{verdict.reason.name for verdict in verdicts})
+
+asyncio.run(ask())
+with UsageRecorder(address, token, on_refused=lambda refused: None) as recorder:
+    recorder.record("unknown")
+    assert recorder.flush(10)
+print(recorder.counters["refused"])
 """
 
 
@@ -131,23 +163,62 @@ def test_the_server_names_the_client_of_its_own_version() -> None:
     assert server_project["version"] == client_project["version"]
 
 
-@pytest.mark.parametrize("environment", ENVIRONMENTS)
-def test_every_stub_loads_and_round_trips(environment: str, client: Distribution, tmp_path: Path) -> None:
-    """The wheel, installed beside that protobuf, loads without a warning and reads what it wrote."""
-    venv.create(tmp_path, with_pip=False)
-    python = str(tmp_path / "bin/python")
-    # The pip of our own environment installs into the other one; it takes its index from pip's configuration.
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--only-binary=:all:"]
-    subprocess.run([*pip, str(client.wheel), *ENVIRONMENTS[environment]], check=True)
+@dataclass(frozen=True)
+class Installed:
+    """The client's wheel in an environment of its own."""
 
-    told = subprocess.run(
-        [python, "-I", "-W", "error", "-c", LOAD_AND_ROUND_TRIP],
-        cwd=tmp_path,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert told.returncode == 0, told.stderr
-    version, stubs = told.stdout.split()
-    assert version.startswith("7." if environment == "protobuf-7" else "6.")
+    environment: str
+    python: Path
+
+    def run(self, program: str, *arguments: str) -> str:
+        """Run a program there, warnings being errors, and return what it printed."""
+        told = subprocess.run(
+            [self.python, "-I", "-W", "error", "-c", program, *arguments],
+            cwd=self.python.parent,
+            env=clean_environment({"GRPC_VERBOSITY": "NONE"}),
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert (told.returncode, told.stderr) == (0, "")
+        return told.stdout
+
+
+@pytest.fixture(scope="module", params=ENVIRONMENTS)
+def installed(
+    request: pytest.FixtureRequest, client: Distribution, tmp_path_factory: pytest.TempPathFactory
+) -> Installed:
+    """The wheel, installed beside what the user has already."""
+    folder = tmp_path_factory.mktemp(request.param)
+    venv.create(folder, with_pip=False)
+    python = folder / "bin/python"
+    # The pip of our own environment installs into the other one; it takes its index from pip's configuration.
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--only-binary=:all:"]
+    subprocess.run([*pip, str(client.wheel), *ENVIRONMENTS[request.param]], check=True)
+    return Installed(request.param, python)
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real server, of our own environment."""
+    with Server(tmp_path_factory.mktemp("serving")) as server:
+        yield server
+
+
+def test_every_stub_loads_and_round_trips(installed: Installed) -> None:
+    """Beside that protobuf the stubs load without a warning and read what they wrote."""
+    version, stubs = installed.run(LOAD_AND_ROUND_TRIP).split()
+    assert version.startswith("7." if installed.environment == "protobuf-7" else "6.")
     assert int(stubs) == len(list((CLIENT / "v1").glob("*_pb2*.py")))
+
+
+def test_an_installation_brings_three_packages_and_what_they_need(installed: Installed) -> None:
+    """Nothing else is there; typing-extensions is grpcio's own."""
+    names = set(installed.run(NAMES).split())
+    wanted = {"formgate", "googleapis-common-protos", "grpcio", "protobuf"}
+    assert wanted <= names <= wanted | {"typing-extensions"}
+
+
+def test_the_client_asks_a_real_server(installed: Installed, serving: Server) -> None:
+    """All its modules load with nothing else beside them; both clients and the recorder speak to a server."""
+    assert installed.run(ASK, serving.address, serving.token).split() == ["MALFORMED_KEY", "MALFORMED_KEY", "1"]

@@ -342,9 +342,9 @@ class UsageRecorder:
 
     def _refuse(self, refused: Refused) -> None:
         self._count("refused")
-        _log.warning(
-            "usage record %s was not counted: %s, %s", refused.usage.record_id, refused.outcome.name, refused.message
-        )
+        if self._on_refused is None:
+            record_id, outcome = refused.usage.record_id, refused.outcome.name
+            _log.warning("usage record %s was not counted: %s, %s", record_id, outcome, refused.message)
         _tell(self._on_refused, refused)
 
     def _give_up(self, taken: Taken) -> None:

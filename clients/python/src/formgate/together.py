@@ -70,11 +70,7 @@ class Together:
         self._queue.append(waiting)
         if not self._under_way:
             self._schedule()  # when all that is ready has run: what else is asked in this moment goes along
-        timer = self._loop.call_at(deadline, _expire, waiting)
-        try:
-            return await waiting.done
-        finally:
-            timer.cancel()
+        return await waiting.done
 
     async def finish(self) -> None:
         """Wait for all that was asked; no longer than its deadlines."""
@@ -110,9 +106,16 @@ class Together:
 
     async def _ask(self, batch: list[_Waiting]) -> None:
         turn = _Turn(self)
-        patience = self._loop.call_later(PATIENCE_SECONDS, turn.end)
+        last = max(waiting.deadline for waiting in batch)
+        seconds = last - self._loop.time()
+        timers = [self._loop.call_later(PATIENCE_SECONDS, turn.end)]
+        # The call's own deadline is that of whoever can wait the longest; whoever can not has a timer.
+        timers += [
+            self._loop.call_at(waiting.deadline, _expire, waiting)
+            for waiting in batch
+            if last - waiting.deadline > PATIENCE_SECONDS
+        ]
         try:
-            seconds = max(waiting.deadline for waiting in batch) - self._loop.time()
             again = any(waiting.again for waiting in batch)
             outcomes = await self._send([waiting.request for waiting in batch], max(seconds, 0.001), again=again)
             for waiting, outcome in zip(batch, outcomes, strict=True):
@@ -121,7 +124,8 @@ class Together:
             for waiting in batch:
                 waiting.settle(copy.copy(error))
         finally:
-            patience.cancel()
+            for timer in timers:
+                timer.cancel()
             turn.end()
 
     def go_on(self) -> None:
