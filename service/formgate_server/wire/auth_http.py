@@ -99,6 +99,7 @@ class _Connection(asyncio.Protocol):
         self._target = b""
         self._headers: dict[str, str] = {}
         self._count = 0
+        self._size = 0
         self._refused = 0
 
     # The transport.
@@ -148,15 +149,23 @@ class _Connection(asyncio.Protocol):
         self._await_within(_HEAD_SECONDS)
 
     def on_url(self, url: bytes) -> None:
-        self._target += url
+        if self._fits(len(url)):
+            self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count += 1
-        if self._count > _MOST_HEADERS:
+        if not self._fits(len(name) + len(value)) or self._count > _MOST_HEADERS:
             self._refused = 431
             return
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
         self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
+
+    def _fits(self, size: int) -> bool:
+        """Count what a head has; it may come whole, with others in one read."""
+        self._size += size
+        if self._size > _MOST_HEAD_BYTES:
+            self._refused = 431
+        return not self._refused
 
     def on_headers_complete(self) -> None:
         if self._parser.get_method() != b"GET":
@@ -230,6 +239,8 @@ class _Connection(asyncio.Protocol):
 
 def _written(answer: HttpDenial, *, keep_alive: bool) -> bytes:
     lines = [f"HTTP/1.1 {answer.status} {_REASONS.get(answer.status, 'Other')}"]
-    lines += [f"{name}: {value}" for name, value in answer.headers if name.lower() not in _FRAMING]
+    for name, value in answer.headers:
+        if name.lower() not in _FRAMING and f"{name}{value}".isprintable():  # a line is one line
+            lines.append(f"{name}: {value}")
     lines += [f"content-length: {len(answer.body)}", f"connection: {'keep-alive' if keep_alive else 'close'}"]
     return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + answer.body

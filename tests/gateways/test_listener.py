@@ -1,0 +1,142 @@
+"""The listener that gateways ask: hostile bytes, and callers who are no gateway."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from formgate.v1 import resources_pb2 as nouns
+from tests.support.client import Client, new_token
+from tests.support.gateways import make
+from tests.support.server import Server
+from tests.support.upstream import ask
+
+pytest_plugins = ("tests.support.rpc",)
+
+HOST = b"Host: x\r\n"
+
+
+@pytest.fixture
+def connection(rpc_server: Server) -> Iterator[socket.socket]:
+    """A connection of one's own."""
+    host, _, port = rpc_server.auth_http.rpartition(":")
+    with socket.create_connection((host, int(port)), 10) as connection:
+        yield connection
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Read until the other end closes."""
+    got = b""
+    try:
+        while more := connection.recv(65_536):
+            got += more
+    except ConnectionResetError:  # closed with something of ours unread
+        pass
+    return got
+
+
+def port(server: Server) -> int:
+    """Return the listener's port."""
+    return int(server.auth_http.rpartition(":")[2])
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET /check HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"GET /check HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello", 400),
+        (b"GET /check HTTP/1.1\r\n" + HOST + b"Content-Length: -1\r\n\r\n", 400),
+        (b"GET /check HTTP/1.1\r\nX : y\r\n\r\n", 400),
+        (b"GET /check HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\n\r\nhello", 413),
+        (b"GET /check HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n", 413),
+        (b"POST /check HTTP/1.1\r\n" + HOST + b"Content-Length: 0\r\n\r\n", 405),
+        (b"CONNECT x:1 HTTP/1.1\r\n" + HOST + b"\r\n", 405),
+        (b"GET /check?" + b"a" * 40_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n", 431),
+        (b"GET /check HTTP/1.1\r\n" + HOST + b"".join(b"h%d: x\r\n" % n for n in range(200)) + b"\r\n", 431),
+    ],
+)
+def test_what_is_not_plain(connection: socket.socket, sent: bytes, status: int) -> None:
+    """What could be read in two ways, is too large or has a body ends the connection: nothing after it is answered."""
+    connection.sendall(sent + b"GET /nothing HTTP/1.1\r\n" + HOST + b"\r\n")
+    got = read_all(connection)
+    assert got.startswith(b"HTTP/1.1 %d " % status), got
+    assert got.count(b"HTTP/1.1 ") == 1, got
+    assert b"connection: close" in got
+
+
+def test_one_after_the_other(connection: socket.socket) -> None:
+    """Requests that come together are answered in order, on a connection that stays."""
+    connection.sendall(b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number for number in range(20)))
+    connection.sendall(b"GET /denial HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    got = read_all(connection)
+    assert got.count(b"HTTP/1.1 404 ") == 20
+    assert got.rindex(b"HTTP/1.1 500 ") > got.rindex(b"HTTP/1.1 404 ")
+
+
+def test_many_unread_requests(connection: socket.socket, rpc_server: Server) -> None:
+    """Who sends thousands of requests in one breath is cut off; others are served on."""
+    connection.sendall(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n" * 200)
+    connection.settimeout(5)
+    assert read_all(connection).count(b"HTTP/1.1 ") < 200
+    assert ask(port(rpc_server), "/nothing").status == 404
+
+
+def test_slow_heads(connection: socket.socket, rpc_server: Server) -> None:
+    """A head that comes byte by byte holds up nobody else."""
+    for byte in b"GET /check HT":
+        connection.sendall(bytes([byte]))
+    began = time.monotonic()
+    assert ask(port(rpc_server), "/nothing").status == 404
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("who", ["nobody", "unknown", "auditor", "two", "in another header"])
+def test_who_asks(rpc_server: Server, manager: Client, account: str, who: str) -> None:
+    """Only a checker's token, in its own header and once, is answered; a good key does not help without."""
+    secret = make(manager, account).secret
+    _, token = new_token(manager, nouns.SERVICE_ROLE_CHECKER)
+    _, auditor = new_token(manager, nouns.SERVICE_ROLE_AUDITOR)
+    shown = {
+        "nobody": [],
+        "unknown": [("x-formgate-token", "fgt_none")],
+        "auditor": [("x-formgate-token", auditor)],
+        "two": [("x-formgate-token", token), ("x-formgate-token", token)],
+        "in another header": [("x_formgate_token", token)],
+    }[who]
+    key = ("authorization", f"Bearer {secret}")
+    assert ask(port(rpc_server), "/check?only=authenticate", [key, ("x-formgate-token", token)]).status == 200
+    assert ask(port(rpc_server), "/check?only=authenticate", [key, *shown]).status == 500
+    assert ask(port(rpc_server), f"/denial?{base64.urlsafe_b64encode(b'[429,[],{}]').decode()}", shown).status == 500
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["", "?", "?permission", "?permission=", "?&&", "?only=authenticate&only=authenticate", "?only=authenticate&x=1",
+     "?denied=403", "?only=authenticate&denied=200", "?only=authenticate&policy=none", "?method=request", "?a=%ff"],
+)  # fmt: skip
+def test_routes_that_say_nothing(rpc_server: Server, manager: Client, account: str, query: str) -> None:
+    """A requirement that is missing, broken, misspelt or not to be met is no yes, whoever asks."""
+    headers = [("authorization", f"Bearer {make(manager, account).secret}"), ("x-formgate-token", rpc_server.token)]
+    assert ask(port(rpc_server), f"/check{query}", headers).status == 500
+
+
+@pytest.mark.parametrize("packed", ["", "%%%", "W10=", "AAAA", "null", '[200,[],""]', '[100,[],""]', "[429]", "[]"])
+def test_denials_that_are_none(rpc_server: Server, packed: str) -> None:
+    """What is handed back as a denial is one, or an error: never a yes."""
+    text = base64.urlsafe_b64encode(packed.encode()).decode() if packed.startswith(("[", "n")) else packed
+    assert ask(port(rpc_server), f"/denial?{text}", [("x-formgate-token", rpc_server.token)]).status == 500
+
+
+def test_headers_of_a_denial_end_where_they_end(rpc_server: Server) -> None:
+    """A denial's header can not become two, nor another answer."""
+    forged = json.dumps([429, [["x-a", "b\r\nx-evil: 1"], ["content-length", "99"], ["x-c", "d"]], "no"])
+    packed = base64.urlsafe_b64encode(forged.encode()).decode()
+    answer = ask(port(rpc_server), f"/denial?{packed}", [("x-formgate-token", rpc_server.token)])
+    assert (answer.status, answer.body, answer.headers["x-c"]) == (429, b"no", "d")
+    assert "x-evil" not in answer.headers
