@@ -36,6 +36,7 @@ class AsyncClient:
         What is None comes from ``FORMGATE_ADDRESS`` and ``FORMGATE_TOKEN``. Raises ValueError for what makes no sense.
         """
         self._common = Common(address, token, options)
+        self._leases = self._common.leases
         self._line: _Line | None = None
         self._closed = False
         Forks.of(self)
@@ -69,6 +70,11 @@ class AsyncClient:
 
         Raises FormgateError where the call is wrong, its token not known, or the client closed.
         """
+        leases = self._leases
+        if leases is not None and not (strict or explain or request_id or tags):
+            shape = (permissions, resources, api_group, environment, http_method, source_ip, policy)
+            if (leased := leases.decide(key, authorization, shape, cost)) is not None:
+                return leased
         check = Check(
             key,
             authorization,
@@ -109,10 +115,13 @@ class AsyncClient:
             verdict = await self._ask(line, request, deadline)
         except FormgateError as error:
             return self._common.undecided(check, error)
-        self._common.fallback.answered(check, verdict)
+        self._common.answered(check, verdict)
         return verdict
 
     async def _outcome(self, line: _Line, check: Check, deadline: float) -> Outcome:
+        leased = self._common.leased(check)
+        if leased is not None:
+            return leased
         try:
             return await self._ask(line, self._common.request(check), deadline)
         except FormgateError as error:
@@ -150,6 +159,9 @@ class AsyncClient:
         """Take no more checks, let those under way end, and disconnect."""
         self._closed = True
         line, self._line = self._line, None
+        leases, self._leases = self._leases, None
+        if leases is not None:
+            await asyncio.to_thread(leases.close)
         if line is not None:
             await line.close()
         await asyncio.to_thread(self._common.close_recorder)

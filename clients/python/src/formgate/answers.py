@@ -109,8 +109,8 @@ def _verdict(response: pb.CheckKeyResponse) -> Verdict:
         message=response.message,
         http_status=response.http_status,
         retry_after=_duration(response.retry_after) if response.HasField("retry_after") else None,
-        key=_same_key(response.key) if response.HasField("key") else None,
-        limits=tuple([_limit(limit) for limit in response.limits]),
+        key=read_key(response.key) if response.HasField("key") else None,
+        limits=tuple([read_limit(limit) for limit in response.limits]),
         http_denial=_denial(response.http_denial) if response.HasField("http_denial") else None,
         degraded=response.degraded,
         epoch=response.epoch,
@@ -123,8 +123,8 @@ def _verdict(response: pb.CheckKeyResponse) -> Verdict:
 _keys: dict[bytes, CheckedKey] = {}
 
 
-def _same_key(key: pb.CheckedKey) -> CheckedKey:
-    """Read what is told of a key; what was read before is not read again."""
+def read_key(key: pb.CheckedKey) -> CheckedKey:
+    """Read what is told of a key; what was read before is not read again. Raises KeyError or OverflowError."""
     told = key.SerializeToString()
     found = _keys.get(told)
     if found is None:
@@ -146,7 +146,8 @@ def _key(key: pb.CheckedKey) -> CheckedKey:
     )
 
 
-def _limit(limit: resources_pb2.LimitStatus) -> LimitStatus:
+def read_limit(limit: resources_pb2.LimitStatus) -> LimitStatus:
+    """Read where a limit stands. Raises KeyError or OverflowError."""
     return LimitStatus(
         name=limit.name,
         holder=_known(Holder, limit.holder),

@@ -11,10 +11,12 @@ from formgate.asking import Check, to_request
 from formgate.counters import Counters
 from formgate.errors import BrokenAnswerError, FormgateError, UnavailableError
 from formgate.fallback import Emergency, Fail, Fallback, denied
+from formgate.lease import Leases, shape_of
+from formgate.leasing import Leasing
 from formgate.options import Tls, connection
 from formgate.recorder import UsageRecorder
 from formgate.retrying import RequestIds, Retrying
-from formgate.verdict import Verdict
+from formgate.verdict import Source, Verdict
 
 _TIMEOUT: Final = 0.25
 _ATTEMPTS: Final = 4
@@ -35,6 +37,8 @@ class Options(TypedDict, total=False):
     """What is decided when the service does not answer: ``closed``."""
     emergency: Emergency
     """How much is let in meanwhile."""
+    leases: bool
+    """Whether checks of keys that are asked for often are decided in this process; True."""
     on_fallback: Callable[[Check, Verdict], None] | None
     """Is told of each verdict that the service did not give; called where the check was made, so it must be quick."""
     recorder: UsageRecorder
@@ -57,6 +61,9 @@ class Common:
             raise ValueError("attempts must be 1 or more")
         self.retrying = Retrying(attempts)
         self.new_id = RequestIds()
+        self.leases: Leases | None = None
+        if options.get("leases", True):
+            self.leases = Leases(self._leasing, self.counters, self._next_id)
         self.fallback = Fallback(
             options.get("fail", "closed"),
             options.get("emergency", Emergency()),
@@ -64,12 +71,30 @@ class Common:
             options.get("on_fallback"),
         )
 
+    def _leasing(self, leases: Leases) -> Leasing:
+        return Leasing(leases, self.connection)
+
+    def _next_id(self) -> str:
+        return self.new_id()  # in a forked child another one's
+
     def request(self, check: Check) -> bytes:
         """Write a check. One that charges gets an id, so that it may be sent again. Raises InvalidRequestError."""
         request = to_request(check)
         if check.cost != 0 and not check.request_id:
             request.request_id = self.new_id()
         return request.SerializeToString()
+
+    def answered(self, check: Check, verdict: Verdict) -> None:
+        """Take note of a verdict of the service."""
+        self.fallback.answered(check, verdict)
+        if self.leases is not None:
+            self.leases.asked(check, verdict)
+
+    def leased(self, check: Check) -> Verdict | None:
+        """Return the verdict where this process may give it; None: the service is to be asked."""
+        if self.leases is None or check.strict or check.explain or check.request_id or check.tags:
+            return None
+        return self.leases.decide(check.key, check.authorization, shape_of(check), check.cost)
 
     def undecided(self, check: Check, error: FormgateError) -> Verdict:
         """Return the verdict on a check that the service did not decide. Raises ``error`` where the call was wrong."""
@@ -80,7 +105,8 @@ class Common:
     def one_of_many(self, check: Check, outcome: Outcome) -> Verdict:
         """Return the verdict on one check of several: one that is wrong in itself must not take the others' away."""
         if isinstance(outcome, Verdict):
-            self.fallback.answered(check, outcome)
+            if outcome.source is Source.SERVICE:
+                self.answered(check, outcome)
             return outcome
         try:
             return self.undecided(check, outcome)
@@ -110,6 +136,8 @@ class Common:
         self.fallback.after_fork()
         self.retrying.after_fork()
         self.new_id = RequestIds()
+        if self.leases is not None:
+            self.leases.after_fork()
 
 
 def seconds_of(timeout: float | None, otherwise: float) -> float:

@@ -16,6 +16,7 @@ Name: TypeAlias = Literal[
     "fallback_open",
     "fallback_last_known",
     "emergency_exceeded",
+    "leased",
 ]
 NAMES: Final[tuple[Name, ...]] = get_args(Name)
 
@@ -27,7 +28,7 @@ class Counters:
     ``unanswered``: checks that the service did not decide · ``broken``: of them, those that it answered with nonsense
     or a fault · what the fail mode made of them: ``fallback_closed`` (denied), ``fallback_open`` and
     ``fallback_last_known`` (allowed), ``emergency_exceeded`` (denied because the emergency budget was spent; in
-    ``fallback_closed`` too).
+    ``fallback_closed`` too) · ``leased``: units admitted by leases that have ended.
     """
 
     def __init__(self) -> None:
