@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,11 +17,19 @@ from google.protobuf.duration_pb2 import Duration
 from formgate import Check, Client
 from formgate.errors import InvalidRequestError
 from formgate.leased import LeasedRules, Shape
-from formgate.rules.grants import Level
 from formgate.v1 import authorization_pb2 as pb
 from formgate.v1.accounts_pb2 import GetLimitsRequest, SetMemberRequest, UpdateAccountRequest
 from formgate.v1.keys_pb2 import CreateKeyRequest, RevokeKeyRequest
-from formgate.v1.resources_pb2 import ACCOUNT_STATE_SUSPENDED, HOLDER_KEY, Account, Environment, Grant, Limit
+from formgate.v1.resources_pb2 import (
+    ACCOUNT_STATE_SUSPENDED,
+    HOLDER_KEY,
+    LEVEL_MANAGE,
+    LEVEL_READ,
+    Account,
+    Environment,
+    Grant,
+    Limit,
+)
 from formgate.verdict import Reason, Source, Verdict
 from tests.support.callers import KINDS, PERMISSION, RESOURCE, Caller, new_key
 from tests.support.client import SECOND_POLICY, new_account
@@ -147,7 +156,7 @@ def test_without_the_stream_a_lease_ends_by_itself(rpc_server: Server, manager: 
 def test_no_lease_where_the_platform_promises_an_end_at_once(rpc_server: Server, manager: Manager) -> None:
     """`longest_lease = "0"`: every check is asked, and a change is in effect when it has returned."""
     account = new_account(manager, policy="formbricks")
-    key = manager(CreateKeyRequest(account_id=account, grants=[Grant(resource="*", level=Level.MANAGE)]))
+    key = manager(CreateKeyRequest(account_id=account, grants=[Grant(resource="*", level=LEVEL_MANAGE)]))
     with Client(rpc_server.address, rpc_server.token, timeout=TIMEOUT) as client:
         for _ in range(20):
             assert client.check(key.secret, http_method="GET", resources="projects/p1").source is Source.SERVICE
@@ -155,6 +164,10 @@ def test_no_lease_where_the_platform_promises_an_end_at_once(rpc_server: Server,
         assert changed.effective_time.ToMicroseconds() / 1e6 <= time.time()
     answer = manager(pb.LeaseKeyRequest(key=key.secret, want_units=1))
     assert answer.refusal.reason == pb.LEASE_REFUSAL_REASON_OFF
+
+
+def _is_denied(caller: Caller, secret: str) -> bool:
+    return not caller.check(secret, **WANTED).allowed
 
 
 def test_a_suspended_account_s_keys_are_denied(caller: Caller, manager: Manager, account: str) -> None:
@@ -165,7 +178,7 @@ def test_a_suspended_account_s_keys_are_denied(caller: Caller, manager: Manager,
     suspended = Account(account_id=account, state=ACCOUNT_STATE_SUSPENDED)
     manager(UpdateAccountRequest(account=suspended, update_mask={"paths": ["state"]}))  # type: ignore[arg-type]
     for key in keys:
-        eventually(lambda key=key: not caller.check(key.secret, **WANTED).allowed, 1, "the denial")
+        eventually(partial(_is_denied, caller, key.secret), 1, "the denial")
         assert caller.check(key.secret, **WANTED).reason is Reason.ACCOUNT_SUSPENDED
 
 
@@ -266,7 +279,7 @@ def _key(manager: Manager, rng: random.Random, accounts: tuple[str, ...]) -> Any
         Grant(
             resource=rng.choice(RESOURCES),
             permissions=rng.sample(PATTERNS, rng.randint(0, 2)),
-            level=rng.choice((Level.UNSPECIFIED, Level.READ)) or Level.READ,
+            level=LEVEL_READ,
         )
         for _ in range(rng.randint(0, 3))
     ]
@@ -310,7 +323,8 @@ def _request(secret: str, shape: Shape) -> pb.CheckKeyRequest:
 def _lease(manager: Manager, secret: str) -> pb.Lease:
     """Lease a key from the first address that it may be used from."""
     answers = (manager(pb.LeaseKeyRequest(key=secret, want_units=1, source_ip=address)) for address in ADDRESSES)
-    return next(answer.lease for answer in answers if answer.WhichOneof("result") == "lease")
+    lease: pb.Lease = next(answer.lease for answer in answers if answer.WhichOneof("result") == "lease")
+    return lease
 
 
 def test_the_same_verdict_and_reason_as_the_service(manager: Manager) -> None:
@@ -318,7 +332,7 @@ def test_the_same_verdict_and_reason_as_the_service(manager: Manager) -> None:
     rng = random.Random(20_776)
     accounts = (new_account(manager), new_account(manager, policy=SECOND_POLICY))
     for each in accounts:
-        manager(SetMemberRequest(account_id=each, member_id="ann", permissions=["forms.view"], level=Level.READ))
+        manager(SetMemberRequest(account_id=each, member_id="ann", permissions=["forms.view"], level=LEVEL_READ))
     decided = asked = 0
     seen = set()
     for _ in range(40):
