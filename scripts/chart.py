@@ -153,7 +153,8 @@ def _scan() -> bool:
 
 
 def _test() -> bool:
-    return subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/deploy"], cwd=ROOT, check=False).returncode == 0
+    tests = ("tests/deploy/test_chart.py", "tests/deploy/test_helm_test.py")
+    return subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], cwd=ROOT, check=False).returncode == 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from scripts import chart
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def helm() -> None:
     """Have Helm, or skip what needs it and say why."""
     marker = chart.HELM.parents[1] / ".installed"

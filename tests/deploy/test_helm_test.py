@@ -12,6 +12,8 @@ import pytest
 from tests.deploy.rendered import environment, pods
 from tests.support.server import COMMAND, Server, clean_environment
 
+pytestmark = pytest.mark.usefixtures("helm")
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
@@ -20,12 +22,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def smoke(server: Server, folder: Path, token: str, address: str = "") -> subprocess.CompletedProcess[str]:
+def smoke(server: Server, folder: Path, token: str) -> subprocess.CompletedProcess[str]:
     """Run the script as its pod would, against ``server``."""
     pod = pods("default")["test"]
     (folder / "token").write_text(token)
     given = environment(pod) | {
-        "FORMGATE_ADDRESS": address or server.address,
+        "FORMGATE_ADDRESS": server.address,
         "FORMGATE_TOKEN_FILE": str(folder / "token"),
         "PATH": f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}",
     }
@@ -46,7 +48,6 @@ def test_it_sees_a_key_allowed_and_can_be_run_again(server: Server, tmp_path: Pa
         assert done.stdout.endswith("a key was allowed, and what is none was denied\n")
 
 
-def test_it_fails_where_nothing_serves_or_the_token_is_wrong(server: Server, tmp_path: Path) -> None:
+def test_it_fails_where_the_token_is_wrong(server: Server, tmp_path: Path) -> None:
     """A check that can not fail would be none."""
     assert smoke(server, tmp_path, "0" * 40).returncode != 0
-    assert smoke(server, tmp_path, server.token, "127.0.0.1:9").returncode != 0
