@@ -14,7 +14,7 @@ RULES = [
 ]
 
 app = FastAPI()
-app.add_middleware(FormgateMiddleware, client=AsyncClient(), rules=RULES)
+app.add_middleware(FormgateMiddleware, client=AsyncClient(timeout=2), rules=RULES)
 
 titles = {"f1": "Sign up", "f2": "Feedback"}
 

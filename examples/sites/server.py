@@ -39,7 +39,7 @@ class Sites(sites_pb2_grpc.SitesServicer):
 
 async def main(address: str) -> None:
     """Serve until the end."""
-    async with AsyncClient() as client:
+    async with AsyncClient(timeout=2) as client:
         server = grpc.aio.server(interceptors=[FormgateAioInterceptor(client, RULES)])
         sites_pb2_grpc.add_SitesServicer_to_server(Sites(), server)
         server.add_insecure_port(address)

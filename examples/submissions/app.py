@@ -17,7 +17,7 @@ RULES = [
 ]
 
 app = Flask(__name__)
-app.wsgi_app = FormgateMiddleware(app.wsgi_app, Client(), RULES)  # type: ignore[method-assign] # Flask's own way
+app.wsgi_app = FormgateMiddleware(app.wsgi_app, Client(timeout=2), RULES)  # type: ignore[method-assign] # Flask's own way
 
 submitted: dict[str, list[dict[str, object]]] = {}
 

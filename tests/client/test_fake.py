@@ -414,6 +414,14 @@ def test_an_accounts_limit_is_shared() -> None:
         fake.add_key(limits=[FakeLimit("pool", 3, holder=Holder.ACCOUNT)])
 
 
+def test_it_remembers_what_was_recorded() -> None:
+    """For a caller's tests of what it records; nothing is charged by it."""
+    fake = FakeFormgate()
+    for client in (fake.client, fake.async_client):
+        assert client.record("key_1", 3, operation="forms.read") != client.record("key_1")
+        assert client.recorded[0] == {"key_id": "key_1", "units": 3, "operation": "forms.read"}
+
+
 def test_a_closed_client_decides_nothing() -> None:
     """As the real ones."""
     fake = FakeFormgate()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +11,8 @@ import pytest
 
 from formgate_server.settings import Settings
 from tests.support.quick import quick_command
-from tests.support.server import COMMAND, Server
+from tests.support.server import Server
+from tests.support.typed import Renamed, free_port, type_into_shell, typed, without_varying
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -26,45 +25,16 @@ PAGES = sorted(
     for page in (folder.glob("*.md") if folder == ROOT else folder.rglob("*.md"))
 )
 
-_CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SERVED = re.compile(r"^```sh\nformgate serve (.*?)\n```$", re.MULTILINE)
 _PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _TOML = re.compile(r"^```toml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
-_END = "\x1e"
-
-# What is another every time, each in its fixed width, so that tables stay as they are.
-_VARYING = (
-    (re.compile(r"\b(key|tok|acc)_[0-9A-Za-z]{22}\b"), r"\1_ID"),
-    (re.compile(r"(?<=\.\.\.)[0-9A-Za-z]{4}\b"), "LAST"),
-    (re.compile(r"\b((?:[a-z]+_)+)[0-9A-Za-z]{49}\b"), r"\1SECRET"),
-    (re.compile(r"\b\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d{2})"), "TIME"),
-    (re.compile(r"\b\d{4}-\d{2}-\d{2}\b"), "DAY"),
-    (re.compile(r"\bin (\d+(d|h|ms|m|us|s))+"), "in A_WHILE"),
-)
-
-
-def _without_varying(text: str) -> str:
-    for pattern, name in _VARYING:
-        text = pattern.sub(name, text)
-    return text
-
-
-TYPED = [page for page in PAGES if _CONSOLE.search(page.read_text(encoding="utf-8"))]
+TYPED = [page for page in PAGES if any(typed(page))]
 """Every page that shows commands with what they print."""
-
-
-def _typed(page: Path) -> Iterator[tuple[str, str]]:
-    """Yield the commands of a page with the output that it shows for each; its further lines begin with ``>``."""
-    for block in _CONSOLE.findall(page.read_text(encoding="utf-8")):
-        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, _, output = part.partition("\n")
-            while output.startswith(">"):
-                line, _, output = output.partition("\n")
-                command += "\n" + line.removeprefix(">").removeprefix(" ")
-            yield command, output
+THREE_SERVICES = ROOT / "docs" / "guides" / "three-services.md"
+"""One that needs more than a server: tests/integration/test_examples.py types it."""
 
 
 @pytest.fixture(scope="module")
@@ -72,31 +42,6 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a command that need not import everything each time it is typed."""
     with quick_command(tmp_path_factory.mktemp("quick") / "bin") as folder:
         yield folder
-
-
-def _run(commands: list[str], server: Server, command: Path) -> list[str]:
-    """Type commands into one shell, in the repository, and return what each has printed."""
-    script = "".join(f"{command}\nprintf '\\036'\n" for command in commands)
-    environment = server.environment | {
-        "FORMGATE_ADDRESS": server.address,  # the page's server has the ports and the folder that serve has by itself
-        "FORMGATE_DATA": str(server.data),
-        "PATH": os.pathsep.join((str(command), str(COMMAND.parent), os.environ["PATH"])),
-        "LC_ALL": "C.UTF-8",
-        "TMPDIR": str(server.folder),
-    }
-    environment.pop("COLUMNS", None)
-    done = subprocess.run(
-        ["bash", "-c", script],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        timeout=280,
-        check=False,
-    )
-    return done.stdout.split(_END)[:-1]
 
 
 @pytest.mark.parametrize("folder", ["guides", "platforms"])
@@ -108,7 +53,7 @@ def test_every_guide_and_platform_is_typed(folder: str) -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("page", TYPED, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in TYPED if page != THREE_SERVICES], ids=lambda page: page.name)
 def test_what_a_page_shows_is_what_its_commands_print(
     page: Path, command: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,13 +62,20 @@ def test_what_a_page_shows_is_what_its_commands_print(
     A page that says to serve with certain options gets a server with those.
     """
     monkeypatch.chdir(ROOT)
-    typed = list(_typed(page))
+    lines = list(typed(page))
+    port = free_port()  # of the service that a page starts
+    renamed = Renamed({"127.0.0.1:8000": f"127.0.0.1:{port}", "--port 8000": f"--port {port}"})
     options = [option for line in _SERVED.findall(page.read_text(encoding="utf-8")) for option in shlex.split(line)]
     with Server(tmp_path, *options) as server:
-        printed = _run([each for each, _ in typed], server, command)
-    assert len(printed) == len(typed)
-    for (line, shown), output in zip(typed, printed, strict=True):
-        assert _without_varying(output) == _without_varying(shown), f"$ {line}"
+        environment = server.environment | {
+            "FORMGATE_ADDRESS": server.address,  # the page's server has the ports and folder that serve has by itself
+            "FORMGATE_DATA": str(server.data),
+            "TMPDIR": str(server.folder),
+        }
+        printed = type_into_shell([renamed.here(each) for each, _ in lines], environment, command)
+    assert len(printed) == len(lines)
+    for (line, shown), output in zip(lines, printed, strict=True):
+        assert without_varying(renamed.shown(output)) == without_varying(shown), f"$ {line}"
 
 
 def test_the_ready_line_is_the_servers(tmp_path: Path) -> None:
@@ -139,6 +91,19 @@ def test_the_ready_line_is_the_servers(tmp_path: Path) -> None:
 def test_the_python_caller_is_the_example() -> None:
     """The README's Python is the file that its commands run."""
     assert _PYTHON.findall(README.read_text(encoding="utf-8")) == [EXAMPLE.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize(("page", "example"), [("guides/protect-a-route.md", "protect.py")])
+def test_the_python_of_a_guide_is_the_example(page: str, example: str) -> None:
+    """The Python that a guide shows is the file that its commands run."""
+    shown = _PYTHON.findall((ROOT / "docs" / page).read_text(encoding="utf-8"))
+    assert shown == [(ROOT / "examples" / example).read_text(encoding="utf-8")]
+
+
+def test_the_python_of_a_page_runs() -> None:
+    """What the page on testing shows is a test that passes."""
+    (code,) = _PYTHON.findall((ROOT / "docs" / "client" / "testing.md").read_text(encoding="utf-8"))
+    exec(compile(code, "testing.md", "exec"), {})
 
 
 def test_the_policy_that_is_shown_is_the_file() -> None:

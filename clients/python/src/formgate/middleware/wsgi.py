@@ -119,7 +119,7 @@ class FormgateMiddleware:
         ) -> Callable[[bytes], object]:
             if asking.verdict is not None:
                 headers = [*headers, *self._guard.fields(asking.verdict)]
-            return start_response(status, headers, exc_info)
+            return start_response(status, headers) if exc_info is None else start_response(status, headers, exc_info)
 
         return begin
 

@@ -22,6 +22,8 @@ class FakeClient(Client):
     def __init__(self, decide: Decide) -> None:  # what the real one makes, connections, is not made
         self._decided_by = decide
         self._is_closed = False
+        self.recorded: list[dict[str, Any]] = []
+        """What ``record`` was given, in order."""
 
     @property
     def counters(self) -> dict[str, int]:
@@ -57,6 +59,13 @@ class FakeClient(Client):
         if self._is_closed:
             raise ClosedError("the client is closed")
         return self._decided_by(check)
+
+    def record(self, key_id: str, units: int = 1, **fields: Any) -> str:  # noqa: ANN401 - those of Client.record
+        """As ``Client.record``: it is in ``recorded``, and charges nothing."""
+        if self._is_closed:
+            raise ClosedError("the client is closed")
+        self.recorded.append({"key_id": key_id, "units": units, **fields})
+        return str(fields.get("record_id") or f"fake-{len(self.recorded)}")
 
     def close(self) -> None:
         """As ``Client.close``: it decides nothing any more."""
@@ -97,6 +106,15 @@ class FakeAsyncClient(AsyncClient):
     ) -> list[Verdict]:
         """As ``AsyncClient.check_all``."""
         return self._fake.check_all(checks)
+
+    def record(self, key_id: str, units: int = 1, **fields: Any) -> str:  # noqa: ANN401 - those of Client.record
+        """As ``AsyncClient.record``: it is in ``recorded``, and charges nothing."""
+        return self._fake.record(key_id, units, **fields)
+
+    @property
+    def recorded(self) -> list[dict[str, Any]]:
+        """What ``record`` was given, in order."""
+        return self._fake.recorded
 
     async def close(self) -> None:
         """As ``AsyncClient.close``: it decides nothing any more."""
