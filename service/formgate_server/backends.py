@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -22,6 +23,7 @@ from formgate_server.storage.leases import CarefulLeases
 from formgate_server.storage.measured import MeasuredLimiter
 from formgate_server.storage.memory.limiter import MemoryLimiter
 from formgate_server.storage.redis.client import connect
+from formgate_server.storage.redis.fitness import Findings, Fitness, FitRedis
 from formgate_server.storage.redis.limiter import RedisLimiter
 from formgate_server.storage.redis.news import RedisNews
 from formgate_server.storage.redis.preflight import preflight
@@ -69,10 +71,18 @@ async def open_counters(stack: AsyncExitStack, settings: Settings, parts: Parts)
 
 
 async def _open_redis(stack: AsyncExitStack, settings: Settings, parts: Parts, url: str) -> Counters:
-    replication_ids = await _look_before(url)
-    client = connect(
-        url, timeout=settings.redis_timeout, on_state=_tell_redis, wait_replicas=settings.redis_wait_replicas
+    found = await _look_before(url)
+    fitness = Fitness(partial(_look, url), found, lambda told: _tell_findings(told, shared))
+
+    def on_state(up: bool, detail: str) -> None:  # noqa: FBT001 - told by position
+        _tell_redis(up, detail)
+        if up:
+            fitness.came()
+
+    connected = connect(
+        url, timeout=settings.redis_timeout, on_state=on_state, wait_replicas=settings.redis_wait_replicas
     )
+    client = FitRedis(connected, fitness)
     stack.push_async_callback(client.close)
     stack.enter_context(
         metrics.watched(
@@ -83,7 +93,11 @@ async def _open_redis(stack: AsyncExitStack, settings: Settings, parts: Parts, u
         )
     )
     shared = RedisLimiter(
-        client, parts.reservations, parts.clock, on_degraded=_tell_marks, replication_ids=replication_ids
+        client,
+        parts.reservations,
+        parts.clock,
+        on_degraded=_tell_marks,
+        replication_ids=found is None or not found.hidden,
     )
     stack.push_async_callback(_close, shared)
     freshness = Freshness(
@@ -129,26 +143,44 @@ async def _open_redis(stack: AsyncExitStack, settings: Settings, parts: Parts, u
     return Counters(limiter, finder, leases, watching, on_change, max_staleness, freshness)
 
 
-async def _look_before(url: str) -> bool:
-    """Look at the Redis, and tell whether its scripts see its replication id. Raises UnfitRedisError.
+async def _look_before(url: str) -> Findings | None:
+    """Look at the Redis before anything is built on it. Raises UnfitRedisError.
 
-    One that does not answer is no reason not to start: degraded service beats none.
+    None: it does not answer. That is no reason not to start: degraded service beats none.
     """
     try:
-        facts = await preflight(url)
+        found = await _look(url)
     except ValueError as error:
         message = f"FORMGATE_REDIS_URL: {error}"
         raise UnfitRedisError(message) from None
     except UnavailableError as error:
         _log.warning("redis does not answer; starting without it", detail=str(error))
-        return True
-    problems = [problem for each in facts for problem in each.problems]
-    if problems:
-        raise UnfitRedisError("; ".join(problems))
-    hidden = [str(each.address) for each in facts if not each.replid_in_scripts]
-    if hidden:
-        _log.warning("redis hides its replication id: a failover may lose a revocation; see wait_replicas", at=hidden)
-    return not hidden
+        return None
+    if found.problems:
+        raise UnfitRedisError("; ".join(found.problems))
+    _tell_hidden(found)
+    return found
+
+
+async def _look(url: str) -> Findings:
+    return Findings.of(await preflight(url))
+
+
+def _tell_findings(found: Findings, limiter: RedisLimiter) -> None:
+    """Go by what a Redis turned out to be that came, or came back, while this server runs."""
+    limiter.compare_replication_ids(not found.hidden)
+    if found.problems:
+        _log.error("redis is not used until it is mended", problems="; ".join(found.problems))
+    else:
+        _log.info("redis was looked at, and may be used")
+        _tell_hidden(found)
+
+
+def _tell_hidden(found: Findings) -> None:
+    if found.hidden:
+        _log.warning(
+            "redis hides its replication id: a failover may lose a revocation; see wait_replicas", at=list(found.hidden)
+        )
 
 
 async def _close(limiter: MemoryLimiter | RedisLimiter) -> None:

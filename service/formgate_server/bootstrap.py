@@ -84,7 +84,8 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger("formgate.bootstrap")
 
-_BEATS_A_FLUSH = 5
+_FLUSH_SECONDS = 5.0
+_LAST_FLUSH_SECONDS = 2.0
 _STUCK_SECONDS = 10.0
 _RENEWED_AT_ONCE = 1_000
 _SHORTEST_TOKEN, _LONGEST_TOKEN = 32, 256
@@ -251,7 +252,9 @@ async def _start(
     if settings.bootstrap_token_file is not None:
         await tokens.bootstrap(_read_token(settings.bootstrap_token_file))
     last_used = LastUsed()
-    pulse = await stack.enter_async_context(_pulse(last_used, stores.registry))
+    await stack.enter_async_context(_flushing(last_used, stores.registry))
+    pulse = _Pulse()
+    stack.push_async_callback(ended, asyncio.create_task(pulse.beat()))
     check_key = CheckKey(MeasuredKeys(counters.finder), limiter, policies, clock, last_used)
     record_usage = await _usage(stack, settings, stores, truth.database, policies, clock)
     authorization = AuthorizationServicer(
@@ -552,6 +555,12 @@ class _Pulse:
         self.is_ready = False
         self.last = time.monotonic()
 
+    async def beat(self) -> None:
+        """Beat every second, and do nothing else: whatever a store does, the loop that runs is well."""
+        while True:
+            self.last = time.monotonic()
+            await asyncio.sleep(1)
+
     def beats(self) -> bool:
         return time.monotonic() - self.last < _STUCK_SECONDS
 
@@ -563,22 +572,17 @@ class _Pulse:
 
 
 @asynccontextmanager
-async def _pulse(last_used: LastUsed, registry: Registry) -> AsyncIterator[_Pulse]:
-    """Let the pulse beat every second, and write the last uses now and then, also at the end."""
-    pulse = _Pulse()
-
-    async def beat() -> None:
-        while True:
-            for _ in range(_BEATS_A_FLUSH):
-                pulse.last = time.monotonic()
-                await asyncio.sleep(1)
-            await last_used.flush(registry)
-
-    task = asyncio.create_task(beat())
+async def _flushing(last_used: LastUsed, registry: Registry) -> AsyncIterator[None]:
+    """Write the last uses now and then, also at the end if that goes soon."""
+    task = asyncio.create_task(last_used.run(registry, _FLUSH_SECONDS, _tell_unwritten))
     try:
-        yield pulse
+        yield
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-        await last_used.flush(registry)
+        await ended(task)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_FLUSH_SECONDS):
+                await last_used.flush(registry)
+
+
+def _tell_unwritten(error: Exception) -> None:
+    _log.error("when keys were last used can not be written, for a fault of ours", exc_info=error)

@@ -52,8 +52,9 @@ class Marks(MemoryReservations):
     def __init__(self) -> None:
         super().__init__()
         self.gate: asyncio.Event | None = None
+        self.writes: asyncio.Event | None = None
         self.waiting = asyncio.Event()
-        """Set when an answer waits."""
+        """Set when an answer, or a write, waits."""
 
     async def load(self, counter_ids: Collection[str]) -> Mapping[str, Reserved]:
         """See ``Reservations``."""
@@ -62,6 +63,13 @@ class Marks(MemoryReservations):
             self.waiting.set()
             await self.gate.wait()
         return rows
+
+    async def advance(self, marks: Mapping[str, Reserved], *, insist: bool = False) -> Collection[str]:
+        """See ``Reservations``; a write waits before it is made."""
+        if self.writes is not None:
+            self.waiting.set()
+            await self.writes.wait()
+        return await super().advance(marks, insist=insist)
 
 
 class World:
@@ -74,7 +82,13 @@ class World:
         self.told: list[bool] = []
 
     def process(
-        self, url: str = "", *, timeout: float = 10.0, timed: bool = True, replication_ids: bool = True
+        self,
+        url: str = "",
+        *,
+        timeout: float = 10.0,
+        timed: bool = True,
+        replication_ids: bool = True,
+        patience: float = 2.0,
     ) -> RedisLimiter:
         """Start a process: a limiter with a connection of its own."""
         client: RedisClient = connected(url or self.server.url(), timeout)
@@ -87,6 +101,7 @@ class World:
             replication_ids=replication_ids,
             on_degraded=self.told.append,
             retry_seconds=0.01,
+            patience_seconds=patience,
         )
 
 
@@ -542,6 +557,61 @@ async def test_a_load_from_before_a_second_flush_seeds_nothing(world: World) -> 
     await looking
     assert await used(slow, *limits) == await used(quick, *limits) == before
     assert before[0] >= 405
+
+
+async def test_a_database_that_stands_still_is_not_waited_for(world: World) -> None:
+    """A counter that has to be read there is undecided in time, again and again; the next read is not held up."""
+    limiter = world.process(patience=0.02)
+    limits = (counter(1_000, DAILY),)
+    gate = world.marks.gate = asyncio.Event()
+    async with asyncio.timeout(5):
+        for _ in range(3):
+            with pytest.raises(UnavailableError):
+                await limiter.look("acme", limits)
+    world.marks.gate = None
+    async with asyncio.timeout(5):
+        assert await used(limiter, *limits) == [0]
+    gate.set()
+    await limiter.close()
+
+
+async def test_a_late_mark_of_an_old_period_replaces_none_of_the_new(world: World) -> None:
+    """Drawn up before Redis lost its memory, written the day after: what was charged since is not forgotten by that."""
+    late, quick = world.process(), world.process()
+    limits = (counter(1_000, DAILY),)
+    await decided(quick, limits, 5)
+    await redis_counters.answered()
+    writes = world.marks.writes = asyncio.Event()
+    charging = asyncio.create_task(decided(late, limits, 600))
+    await world.marks.waiting.wait()
+    world.marks.writes = None
+    world.server.do("FLUSHALL")
+    world.clock.time += DAY
+    await decided(quick, limits, 7)
+    await redis_counters.answered()
+    charging.cancel()
+    rows = await world.marks.load([limits[0].id])
+    writes.set()
+    await asyncio.sleep(0)
+    world.server.do("FLUSHALL")  # before the late one can have noticed
+    after = await world.marks.load([limits[0].id])
+    assert after[limits[0].id].expire_time == rows[limits[0].id].expire_time
+    assert (await used(quick, *limits))[0] >= 7
+    await asyncio.gather(charging, return_exceptions=True)
+
+
+async def test_where_a_clock_goes_back_marks_are_raised_still(world: World) -> None:
+    """Redis comes back on a machine whose clock is a day behind: nothing stands still for that."""
+    limiter = world.process()
+    limits = (counter(1_000, Rolling(HOUR)),)
+    await decided(limiter, limits, 5)
+    await redis_counters.answered()
+    world.server.do("FLUSHALL")
+    world.clock.time -= 2 * DAY
+    async with asyncio.timeout(10):
+        for _ in range(60):
+            assert (await decided(limiter, limits)).denied is None
+    assert not any(world.told)
 
 
 async def test_scripts_that_redis_forgot_are_sent_again(world: World) -> None:

@@ -146,8 +146,9 @@ async def test_a_concurrent_flood_of_one_address_is_bounded() -> None:
     assert await world.flood(1) == ["TooManyAttempts"]  # what was over it is paid back first
 
 
-async def test_a_store_that_stands_still_fills_no_memory() -> None:
+async def test_a_store_that_stands_still_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """So many wait, the others are told at once; those that give up make room; then all goes on."""
+    monkeypatch.setattr(guard, "_PATIENCE_SECONDS", 60.0)  # a slow machine is no store that stands still
     world = World(held=asyncio.Event())
     calls = [
         asyncio.ensure_future(world.ask(f"unknown {each}", f"10.0.{each >> 8}.{each & 255}")) for each in range(15_000)
@@ -213,3 +214,36 @@ async def test_a_flood_is_logged_once_a_minute() -> None:
         await world.flood(1_000)
     assert [line["log_level"] for line in lines] == ["warning"]
     assert HERE not in str(lines)
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_nobody_waits_for_a_frozen_store(monkeypatch: pytest.MonkeyPatch, *, known: bool) -> None:
+    """With reads under way that never end: each check is undecided in time, and whoever queues for one is at once."""
+    monkeypatch.setattr(guard, "_PATIENCE_SECONDS", 0.02)
+    world = World(in_all=1_000)
+    if known:
+        await world.ask("good")
+    world.held = asyncio.Event()
+    names = ["good"] if known else [f"unknown {each}" for each in range(5 * world.attempts.at_once)]
+    async with asyncio.timeout(5):
+        told = await asyncio.gather(*(world.ask(each, at_least=2 if known else 0) for each in names))
+    assert set(told) == {"STORE_UNAVAILABLE"}
+    assert world.reads <= 1 + world.attempts.at_once
+    assert world.under_way == 0
+    world.held = None
+    assert await world.ask("another") == "NoneType"
+
+
+async def test_the_newest_is_no_read_that_was_under_way() -> None:
+    """A process that may not have heard of a change asks for a key: what an older read found is not told."""
+    world = World(held=asyncio.Event())
+    older = asyncio.ensure_future(world.guard.find(GOOD))
+    await asyncio.sleep(0)
+    newer = asyncio.ensure_future(world.guard.find(GOOD, newest=True))
+    joins = asyncio.ensure_future(world.guard.find(GOOD))
+    await asyncio.sleep(0)
+    assert world.held is not None
+    world.held.set()
+    found = await asyncio.gather(older, newer, joins)
+    assert all(isinstance(each, KeyRecord) for each in found)
+    assert world.reads == 2

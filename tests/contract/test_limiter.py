@@ -93,7 +93,7 @@ class Marks:
         for _ in range(self.patience):
             await asyncio.sleep(0)
 
-    async def advance(self, marks: Mapping[str, Reserved]) -> Collection[str]:
+    async def advance(self, marks: Mapping[str, Reserved], *, insist: bool = False) -> Collection[str]:
         """See ``Reservations``."""
         higher = {each: mark for each, mark in marks.items() if mark.serial > self.serial(each)}
         await self.save(higher)

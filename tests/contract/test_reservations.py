@@ -52,6 +52,19 @@ async def test_marks_only_advance(stores: Stores) -> None:
     assert await stores.reservations.load(["a", "b"]) == {"a": second, "b": second}
 
 
+async def test_a_mark_of_an_earlier_period_replaces_none_of_a_later(stores: Stores) -> None:
+    """Whatever its serial; unless it is insisted on, as where the clock has gone back. No end is after any other."""
+    earlier, later, endless = (
+        SPAN._replace(serial=serial, expire_time=end) for serial, end in ((9, 10), (5, 20), (12, None))
+    )
+    assert set(await stores.reservations.advance({"a": later, "b": later})) == {"a", "b"}
+    assert set(await stores.reservations.advance({"a": earlier})) == set()
+    assert await stores.reservations.load(["a"]) == {"a": later}
+    assert set(await stores.reservations.advance({"a": earlier}, insist=True)) == {"a"}
+    assert set(await stores.reservations.advance({"b": endless})) == {"b"}
+    assert set(await stores.reservations.advance({"b": earlier._replace(serial=13)})) == {"b"}
+
+
 async def test_of_many_at_once_the_highest_stays(stores: Stores) -> None:
     """Whoever was told that its mark was written wrote a higher one than was there."""
     marks = [SPAN._replace(serial=serial) for serial in (3, 9, 1, 7, 5)]

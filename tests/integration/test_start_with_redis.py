@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -61,6 +62,27 @@ def test_a_redis_that_is_away_is_no_reason_not_to_start(tmp_path: Path) -> None:
         redis.start()
         eventually(lambda: not manager(check).degraded, 10, "exact verdicts")
         manager.close()
+    redis.kill()
+
+
+def test_a_redis_that_comes_and_evicts_is_not_used(tmp_path: Path) -> None:
+    """Away at the start, it is looked at when it comes: said once, never counted in; mended, verdicts are exact."""
+    redis = RedisServer(tmp_path / "redis", "--maxmemory-policy", "allkeys-lru")
+    redis.start()
+    redis.kill()
+    with served(tmp_path / "server", redis.url()) as server, closing(Client(server.address, server.token)) as manager:
+        account = manager(accounts_pb2.CreateAccountRequest()).account.account_id
+        check = authorization_pb2.CheckKeyRequest(key=manager(keys_pb2.CreateKeyRequest(account_id=account)).secret)
+        redis.start()
+        eventually(lambda: "noeviction" in server.log, 10, "it is said")
+        until = time.monotonic() + 2.5  # some looks more
+        while time.monotonic() < until:
+            assert manager(check).degraded
+            time.sleep(0.1)
+        assert redis.do("DBSIZE") == 0
+        assert server.log.count("noeviction") == 1
+        redis.do("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        eventually(lambda: not manager(check).degraded, 10, "exact verdicts")
     redis.kill()
 
 

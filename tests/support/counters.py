@@ -28,7 +28,7 @@ _clients: list[RedisClient] = []
 def timed(script: Script) -> Script:
     """Return the script by a clock that is given."""
     assert script.source.count(_ASKED) == 1, f"{script.name} asks for the time elsewhere"
-    return Script(script.name, script.source.replace(_ASKED, _GIVEN))
+    return Script(script.name, script.source.replace(_ASKED, _GIVEN), script.changed)
 
 
 class TimedClient:

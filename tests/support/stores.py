@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import URL, select
 
 from formgate.rules.grants import Catalogue, Level
+from formgate_server.core.fields import LARGEST
 from formgate_server.core.model import (
     Account,
     AccountState,
@@ -127,9 +128,11 @@ class Unguarded:
         """See ``KeyFinder``."""
         return self.keys.known(digests) if isinstance(self.keys, CachedKeyStore) else None
 
-    async def find(self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = "") -> KeyRecord | None:
+    async def find(
+        self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = "", newest: bool = False
+    ) -> KeyRecord | None:
         """See ``KeyFinder``."""
-        return await self.keys.find(digests, at_least=at_least)
+        return await self.keys.find(digests, at_least=LARGEST if newest else at_least)
 
 
 def memory_stores() -> Stores:

@@ -6,6 +6,7 @@ only goes forward.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 
 
@@ -32,6 +33,11 @@ class Freshness:
         self.database_up = True
         """Whether the last poll could read."""
         self._epochs: dict[str, int] = {}  # of all accounts that have changed since this process began
+        self._told = asyncio.Event()  # of one poll: each has its own
+
+    def now(self) -> float:
+        """Return the time by which all of this goes."""
+        return self._monotonic()
 
     @property
     def is_fresh(self) -> bool:
@@ -81,7 +87,20 @@ class Freshness:
         for each, epoch in epochs.items():
             if epoch > self.newest(each):
                 self._epochs[each] = epoch
-        self._set_database(up=True)
+        self._tell(up=True)
+
+    async def polled(self, since: float, seconds: float) -> bool:
+        """Wait, for so many seconds, until a poll that began after ``since`` has read, or the database is away.
+
+        By then ``newest`` is as new as a read begun at ``since``, or there is none to be had. False: neither came.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                while self.database_up and self._read < since:
+                    await self._told.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def published(self, began: float) -> None:
         """Note that all that a poll read, which began then, is published."""
@@ -89,9 +108,11 @@ class Freshness:
 
     def lost(self) -> None:
         """Note a poll that could not read."""
-        self._set_database(up=False)
+        self._tell(up=False)
 
-    def _set_database(self, *, up: bool) -> None:
+    def _tell(self, *, up: bool) -> None:
+        told, self._told = self._told, asyncio.Event()
+        told.set()
         if up is not self.database_up:
             self.database_up = up
             self._on_database(up)

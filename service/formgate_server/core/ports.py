@@ -77,9 +77,9 @@ class KeyFinder(Protocol):
         ...
 
     async def find(
-        self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = ""
+        self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = "", newest: bool = False
     ) -> KeyRecord | TooManyAttempts | None:
-        """Return the key as ``KeyStore.find`` does.
+        """Return the key as ``KeyStore.find`` does; ``newest``: by a read begun after the call, and no other.
 
         Keys that are not at hand may be refused without being looked for: by TooManyAttempts of ``source_ip`` (empty:
         never), or by UnavailableError where they are too many in all. With ``at_least`` none is.
@@ -264,9 +264,10 @@ class Reservations(Protocol):
         """Write marks, each replacing its counter's; durable when this returns."""
         ...
 
-    async def advance(self, marks: Mapping[str, Reserved]) -> Collection[str]:
+    async def advance(self, marks: Mapping[str, Reserved], *, insist: bool = False) -> Collection[str]:
         """Write those marks whose serial is above that of the one there, and return whose they are.
 
+        One that would be over before the one there is left out, too: it is of an earlier period; ``insist``: it is not.
         Durable when this returns. Two of the same counter at once: both end as if one had come after the other.
         """
         ...

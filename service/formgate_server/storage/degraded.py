@@ -172,7 +172,11 @@ class DegradedLimiter:
             self._healing = asyncio.create_task(self._heal())
 
     async def _epoch(self, charge: Charge) -> int:
-        """Return the account's epoch as the database has it now; with that away too, as it was told last."""
+        """Return the account's epoch as the database has it now; with that away too, as it was told last.
+
+        A read that fails does not say that the database is away: the polls do, and one that can read tells the epoch.
+        """
+        began = self._freshness.now()
         if self._freshness.database_up:
             try:
                 async with asyncio.timeout(_PATIENCE_SECONDS):
@@ -181,6 +185,8 @@ class DegradedLimiter:
                 pass
             else:
                 return charge.epoch + 1 if epoch is None else epoch  # an account that is gone: its key is, too
+            if not await self._freshness.polled(began, _PATIENCE_SECONDS):
+                raise UnavailableError("The database answers others, and not this check.")
         if not self._freshness.is_known:
             raise UnavailableError("Neither store answers.")
         return max(charge.epoch, self._freshness.newest(charge.account_id))
@@ -282,11 +288,12 @@ class FreshKeys:
         return self._freshness.is_fresh or not self._freshness.database_up
 
     async def find(
-        self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = ""
+        self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = "", newest: bool = False
     ) -> KeyRecord | TooManyAttempts | None:
         """See ``KeyFinder``."""
-        if self._may_be_cached or self._cache.known(digests) is None:
-            return await self._finder.find(digests, at_least=at_least, source_ip=source_ip)
+        newest = newest or not self._may_be_cached
+        if not newest or self._cache.known(digests) is None:
+            return await self._finder.find(digests, at_least=at_least, source_ip=source_ip, newest=newest)
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 return await self._cache.find(digests, at_least=LARGEST)

@@ -10,6 +10,7 @@ import structlog
 
 from formgate_server import metrics
 from formgate_server.core.errors import UnavailableError
+from formgate_server.core.fields import LARGEST
 from formgate_server.core.ports import TooManyAttempts
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger("formgate.guard")
 _MOST_WAITING = 10_000  # one batch of cold keys is 1,000; a waiting check is about a kilobyte
 _LOG_SECONDS = 60.0
+_PATIENCE_SECONDS = 2.0
 
 
 class GuardedKeys:
@@ -37,38 +39,55 @@ class GuardedKeys:
         self._gate = asyncio.Semaphore(attempts.at_once)
         self._waiting = 0
         self._logged_until = 0.0
+        self._overdue_at = float("-inf")
 
     def known(self, digests: Sequence[bytes]) -> KeyRecord | None:
         """See ``KeyFinder``."""
         return self._keys.known(digests)
 
     async def find(
-        self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = ""
+        self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = "", newest: bool = False
     ) -> KeyRecord | TooManyAttempts | None:
         """See ``KeyFinder``."""
         record = self._keys.known(digests)
-        if record is not None and record.epoch >= at_least:
+        if record is not None and record.epoch >= at_least and not newest:
             return record
         if record is not None or at_least:  # an epoch is asked for of known keys only
-            return await self._keys.find(digests, at_least=at_least)
+            return await self._read(digests, LARGEST if newest else at_least)
         refusal = self._refusal(source_ip)  # before the gate: a flood does not queue for what it will not get
         if refusal is not None:
             return refusal
         if self._waiting >= _MOST_WAITING:
             raise self._undecided()
+        await self._enter()
+        try:
+            return self._refusal(source_ip) or await self._look(digests, source_ip, newest=newest)
+        finally:
+            self._gate.release()
+
+    async def _enter(self) -> None:
+        """Wait at the gate. Whoever waited while the store stood still is not made to wait for that again."""
+        began = asyncio.get_running_loop().time()
         self._waiting += 1
         try:
             await self._gate.acquire()
         finally:
             self._waiting -= 1
-        try:
-            return self._refusal(source_ip) or await self._look(digests, source_ip)
-        finally:
+        if began < self._overdue_at:
             self._gate.release()
+            raise _overdue()
 
-    async def _look(self, digests: Sequence[bytes], source_ip: str) -> KeyRecord | None:
+    async def _read(self, digests: Sequence[bytes], at_least: int) -> KeyRecord | None:
         try:
-            record = await self._keys.find(digests)
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                return await self._keys.find(digests, at_least=at_least)
+        except TimeoutError:
+            self._overdue_at = asyncio.get_running_loop().time()
+            raise _overdue() from None
+
+    async def _look(self, digests: Sequence[bytes], source_ip: str, *, newest: bool) -> KeyRecord | None:
+        try:
+            record = await self._read(digests, LARGEST if newest else 0)
         except BaseException:  # cancelled, too: the store was asked all the same
             self._attempts.spend_look_up(source_ip)
             raise
@@ -98,3 +117,7 @@ class GuardedKeys:
             )
         message = "too many keys are asked for that are not known here; the same check may go through later"
         return UnavailableError(message, reason="TOO_MANY_UNKNOWN_KEYS")
+
+
+def _overdue() -> UnavailableError:
+    return UnavailableError("The database does not answer in time.")

@@ -57,9 +57,10 @@ class _Share:
 
     __slots__ = ("base", "began", "limit", "moment", "state")
 
-    def __init__(self, counter: Counter, state: State, now: int) -> None:
+    def __init__(self, counter: Counter, state: State, unsure: int, now: int) -> None:
+        """Begin with the ``state`` that is known, and the ``unsure`` units that may be in it or not."""
         self.limit = counter.limit
-        self.state = state
+        self.state = add(state, unsure) if unsure else state
         self.base = state.used
         self.began = now
         self.moment = moment(state)
@@ -94,6 +95,9 @@ class Shares:
         self._shares: dict[str, dict[str, _Share]] = {}  # by account and counter
         self._owed: dict[str, dict[tuple[Counter, ...], int]] = {}  # by account
         self._admitted: OrderedDict[tuple[str, str], int] = OrderedDict()
+        # By counter: what was let through by shares and may never have been charged. Nothing is owed for it, so an
+        # outage that comes again and again would else begin a new share each time.
+        self._unsure: OrderedDict[str, State] = OrderedDict()
 
     def see(self, charge: Charge, charged: Charged) -> None:
         """Note what the counters' store said of a key's limits."""
@@ -132,7 +136,15 @@ class Shares:
             return Charged(denied, retry, standings, degraded=True)
         if charge.cost:
             self._note(charge, now, owed=not maybe_charged)
+            if maybe_charged:
+                self._doubt(shared, charge.cost, now)
         return Charged(None, None, standings, degraded=True)
+
+    def _doubt(self, counters: Iterable[Counter], units: int, now: int) -> None:
+        for each in counters:
+            self._unsure[each.id] = add(up_to_now(each, self._unsure.pop(each.id, None), now), units)
+        while len(self._unsure) > _MOST_SEEN:
+            self._unsure.popitem(last=False)
 
     def _is_admitted(self, charge: Charge, now: int) -> bool:
         while self._admitted and not abs(now - next(iter(self._admitted.values()))) < REMEMBERED:
@@ -152,9 +164,22 @@ class Shares:
         return self._standings(self._shares.get(account_id, {}), counters, self._clock.now())
 
     def settle(self, account_id: str) -> list[Owed]:
-        """End an account's outage: return what is to be charged, and forget its shares."""
-        self._shares.pop(account_id, None)
-        return [Owed(account_id, *each) for each in self._owed.pop(account_id, {}).items()]
+        """End an account's outage: return what is to be charged, and forget its shares.
+
+        What it comes to is known until the counters' store says it: an outage that follows at once goes on from there.
+        """
+        of_account, now = self._shares.pop(account_id, {}), self._clock.now()
+        owed = self._owed.pop(account_id, {})
+        for counter in {each.id: each for counters in owed for each in counters}.values():
+            self._see_share(counter, of_account[counter.id], now)
+        return [Owed(account_id, *each) for each in owed.items()]
+
+    def _see_share(self, counter: Counter, share: _Share, now: int) -> None:
+        share.counter(counter, self._processes, now)
+        amount = counter.limit.amount
+        if amount is not None:
+            standing = Standing(counter.limit, max(0, amount - share.state.used), _ends(share.state))
+            self._seen[counter.id] = _Seen(now, standing)
 
     async def _begin(self, account_id: str, counters: Sequence[Counter]) -> None:
         while missing := [each for each in counters if each.id not in self._shares.get(account_id, {})]:
@@ -169,7 +194,8 @@ class Shares:
                 used = _used(each.limit, self._seen.get(each.id), now)
                 if used > state.used:
                     state = add(state, used - state.used)
-                of_account.setdefault(each.id, _Share(each, state, now))
+                unsure = up_to_now(each, self._unsure.get(each.id), now).used
+                of_account.setdefault(each.id, _Share(each, state, unsure, now))
 
     async def _marks(self, counter_ids: Sequence[str]) -> Mapping[str, Reserved]:
         """Return the marks; with the database away too, none: what was seen last is all that is known."""
@@ -189,9 +215,13 @@ class Shares:
             share = of_account[each.id]
             amount = share.counter(each, self._processes, now).limit.amount
             left = 0 if amount is None else max(0, amount - share.state.used)
-            ends = share.state.end if isinstance(share.state, Span) and share.state.used else None
-            told.append(Standing(each.limit, left, None if ends == FOREVER else ends))
+            told.append(Standing(each.limit, left, _ends(share.state)))
         return tuple(told)
+
+
+def _ends(state: State) -> int | None:
+    """Return when a period ends, if anything of it is used."""
+    return state.end if isinstance(state, Span) and state.used and state.end != FOREVER else None
 
 
 def _used(limit: Limit, seen: _Seen | None, now: int) -> int:

@@ -99,3 +99,27 @@ async def test_a_write_that_is_cut_off_loses_nothing() -> None:
     registry.gate.set()
     await last_used.flush(registry)
     assert registry.writes == [{"k1": (1, "")}]
+
+
+async def test_a_fault_ends_no_writing() -> None:
+    """Whatever a write raises is told, and the next one comes."""
+    registry, last_used = Noted(), LastUsed()
+    faults: list[Exception] = []
+    last_used.note("k1", 1, "")
+
+    written = asyncio.Event()
+    noted = registry.note_used
+
+    async def at_first_broken(last_used: Mapping[str, tuple[int, str]]) -> None:
+        if not faults:
+            raise RuntimeError("permission denied")
+        await noted(last_used)
+        written.set()
+
+    registry.note_used = at_first_broken  # type: ignore[method-assign]
+    writing = asyncio.create_task(last_used.run(registry, 0.001, faults.append))
+    async with asyncio.timeout(5):
+        await written.wait()
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    assert (len(faults), registry.writes) == (1, [{"k1": (1, "")}])

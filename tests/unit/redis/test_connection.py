@@ -87,6 +87,9 @@ async def test_what_was_not_written_is_told_apart_from_what_was() -> None:
         def __init__(self) -> None:
             self.told = ""
 
+        def changed(self, reply: Any) -> bool:
+            return True
+
         def answered(self, reply: Any) -> None:
             self.told = "answered"
 
@@ -103,3 +106,44 @@ async def test_what_was_not_written_is_told_apart_from_what_was() -> None:
     connection.send(waiting, b"y")
     connection.connection_lost(None)
     assert (written.told, waiting.told) == ("lost", "unsent")
+
+
+class Check:
+    """A script's request: its reply says how many units were charged."""
+
+    writes = True
+
+    def __init__(self) -> None:
+        self.sent = asyncio.get_running_loop().time()
+        self.told: Any = None
+
+    def changed(self, reply: Any) -> bool:
+        """See ``Entry``."""
+        return bool(reply)
+
+    def answered(self, reply: Any) -> None:
+        """See ``Entry``."""
+        self.told = reply
+
+    def lost(self, detail: str, *, again: bool = True) -> None:
+        """See ``Entry``."""
+        self.told = "lost"
+
+    def unsent(self, detail: str) -> None:
+        """See ``Entry``."""
+        self.told = "unsent"
+
+
+@pytest.mark.parametrize(("replicated", "told"), [(1, 5), (0, "lost")])
+async def test_what_changed_nothing_waits_for_no_replica(replicated: int, told: object) -> None:
+    """A denial is told at once, and stays one where replicas are missing; what was charged counts once they have it."""
+    connection, _ = opened(replicas=1)
+    charged, denied = Check(), Check()
+    connection.send(charged, b"x")
+    connection.send(denied, b"y")
+    await asyncio.sleep(0)
+    connection.data_received(b":5\r\n:0\r\n")
+    assert (charged.told, denied.told) == (None, 0)
+    connection.data_received(b":%d\r\n" % replicated)
+    assert (charged.told, denied.told) == (told, 0)
+    connection.abort("done")

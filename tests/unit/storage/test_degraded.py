@@ -330,6 +330,67 @@ async def test_without_both_known_keys_go_on_for_max_staleness(world: World) -> 
         await world.charge(epoch=2)
 
 
+@pytest.mark.parametrize("polled", [True, False])
+async def test_one_read_that_fails_does_not_say_that_the_database_is_away(world: World, *, polled: bool) -> None:
+    """The next poll does: where it reads, the check goes by what it tells; where it can not, by heart."""
+    world.take_redis_away()
+    world.seconds = 1.0  # the last poll was a second ago; a change since then is not known here
+    world.database.away = True
+    checking = asyncio.create_task(world.charge())
+    await asyncio.sleep(0.01)
+    assert not checking.done()
+    world.freshness.read(0.5, {})  # that one began before the check
+    await asyncio.sleep(0.01)
+    assert not checking.done()
+    if polled:
+        world.freshness.read(1.0, {"acme": 2})
+        assert await checking == EpochMoved(2)
+    else:
+        world.freshness.lost()
+        assert admitted(await checking)
+
+
+async def test_nothing_is_decided_by_heart_while_the_polls_are_well(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is not cut off from the database may not go on as if it were."""
+    monkeypatch.setattr(degraded, "_PATIENCE_SECONDS", 0.01)
+    world.take_redis_away()
+    world.seconds = 1.0
+    world.database.away = True
+    with pytest.raises(UnavailableError):
+        await world.charge()
+
+
+@pytest.mark.parametrize("was_charged", [True, False])
+async def test_answers_lost_again_and_again_renew_no_share(world: World, *, was_charged: bool) -> None:
+    """Each loss begins an outage, which the next probe ends: what was let through in them is one share in all."""
+    world.redis.charges_all_the_same = was_charged
+    through = 0
+    for _ in range(100):
+        world.take_redis_away(lost=True)
+        through += admitted(await world.charge())
+        world.redis.error = None
+        await world.healed()
+        told = await world.charge(0)  # Redis answers between two losses, and so says what it has counted
+        assert isinstance(told, Charged)
+    assert 25 <= through <= 50
+    world.clock.time += 2 * MINUTE
+    world.take_redis_away(lost=True)
+    assert admitted(await world.charge())
+
+
+async def test_what_is_owed_is_known_before_it_is_paid(world: World) -> None:
+    """An outage that follows at once goes on where the last one ended."""
+    through = 0
+    for _ in range(20):
+        world.take_redis_away()
+        for _ in range(10):
+            through += admitted(await world.charge())
+        world.limiter._settle("acme")
+    assert through <= 100
+
+
 async def test_no_error_of_a_store_is_taken_for_a_yes(world: World) -> None:
     """What is none of the counters' store's own goes through: nothing is decided."""
     world.redis.error = UnavailableError("the database takes no marks and has none")

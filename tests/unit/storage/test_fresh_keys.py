@@ -11,7 +11,7 @@ from formgate_server.core.freshness import Freshness
 from formgate_server.core.verdict import KeyRecord
 from formgate_server.storage.degraded import FreshKeys
 
-ASKED = list[tuple[str, int]]
+ASKED = list[tuple[str, int, bool]]
 
 
 class Keys:
@@ -31,7 +31,7 @@ class Cache(Keys):
 
     async def find(self, digests: Sequence[bytes], *, at_least: int = 0) -> KeyRecord | None:
         """See ``KeyStore``."""
-        self.asked.append(("database", at_least))
+        self.asked.append(("database", at_least, True))
         return None
 
 
@@ -42,22 +42,24 @@ class Finder:
         self.asked = cache.asked
         self.known = cache.known
 
-    async def find(self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = "") -> KeyRecord | None:
+    async def find(
+        self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = "", newest: bool = False
+    ) -> KeyRecord | None:
         """See ``KeyFinder``."""
-        self.asked.append((source_ip, at_least))
+        self.asked.append((source_ip, at_least, newest))
         return None
 
 
 @pytest.mark.parametrize(
     ("age", "database_up", "cached", "asked"),
     [
-        (29, True, True, ("192.0.2.1", 7)),
-        (31, True, True, ("database", LARGEST)),
-        (31, True, False, ("192.0.2.1", 7)),  # it will be read anyway, and counts as an attempt
-        (31, False, True, ("192.0.2.1", 7)),  # by the epochs in Redis, as long as the grace lasts
+        (29, True, True, ("192.0.2.1", 7, False)),
+        (31, True, True, ("database", LARGEST, True)),
+        (31, True, False, ("192.0.2.1", 7, True)),  # it will be read anyway, and counts as an attempt
+        (31, False, True, ("192.0.2.1", 7, False)),  # by the epochs in Redis, as long as the grace lasts
     ],
 )
-async def test_who_is_asked(*, age: int, database_up: bool, cached: bool, asked: tuple[str, int]) -> None:
+async def test_who_is_asked(*, age: int, database_up: bool, cached: bool, asked: tuple[str, int, bool]) -> None:
     """By the age of the last poll that published all, and by whether the database can be asked."""
     seconds = [0.0]
     freshness = Freshness(lambda: seconds[0], max_staleness=30, database_grace=600)

@@ -23,12 +23,12 @@ class MemoryReservations:
         """See ``Reservations``."""
         self._marks |= marks
 
-    async def advance(self, marks: Mapping[str, Reserved]) -> Collection[str]:
+    async def advance(self, marks: Mapping[str, Reserved], *, insist: bool = False) -> Collection[str]:
         """See ``Reservations``."""
         higher = {
             each: mark
             for each, mark in marks.items()
-            if each not in self._marks or mark.serial > self._marks[each].serial
+            if each not in self._marks or _replaces(mark, self._marks[each], insist=insist)
         }
         self._marks |= higher
         return set(higher)
@@ -41,3 +41,11 @@ class MemoryReservations:
         for each in over[:most]:
             del self._marks[each]
         return len(over[:most])
+
+
+def _replaces(mark: Reserved, there: Reserved, *, insist: bool) -> bool:
+    if mark.serial <= there.serial:
+        return False
+    if insist or mark.expire_time is None or there.expire_time is None:
+        return True
+    return mark.expire_time >= there.expire_time

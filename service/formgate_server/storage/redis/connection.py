@@ -32,6 +32,10 @@ class Entry(Protocol):
         """Whether it counts only when replicas have it, where that is asked for."""
         ...
 
+    def changed(self, reply: Any) -> bool:  # noqa: ANN401 - a reply may be anything
+        """Tell whether, after this reply, there is anything for replicas to have."""
+        ...
+
     def answered(self, reply: Any) -> None:  # noqa: ANN401 - a reply may be anything
         """Take the reply; an error reply is a ``hiredis.ReplyError``."""
         ...
@@ -53,6 +57,10 @@ class Question:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.sent = loop.time()
         self.reply: asyncio.Future[Any] = loop.create_future()
+
+    def changed(self, reply: Any) -> bool:  # noqa: ANN401, ARG002 - it does not count on replicas
+        """Tell that there is nothing."""
+        return False
 
     def answered(self, reply: Any) -> None:  # noqa: ANN401
         """Take the reply."""
@@ -261,6 +269,9 @@ class _Replication:
         self._replicas = replicas
         self._done = done
 
+    def changed(self, reply: Any) -> bool:  # noqa: ANN401, ARG002 - it is what is waited for
+        return False
+
     def answered(self, reply: Any) -> None:  # noqa: ANN401
         if isinstance(reply, int) and reply >= self._replicas:
             for each in self._held:
@@ -286,9 +297,13 @@ class _Held:
         self._entry: Entry | None = entry
         self._reply: Any = None
 
+    def changed(self, reply: Any) -> bool:  # noqa: ANN401
+        return self._entry is not None and self._entry.changed(reply)
+
     def answered(self, reply: Any) -> None:  # noqa: ANN401
-        if isinstance(reply, hiredis.ReplyError) and self._entry is not None:
-            self._entry.answered(reply)
+        entry = self._entry
+        if entry is not None and (isinstance(reply, hiredis.ReplyError) or not entry.changed(reply)):
+            entry.answered(reply)
             self._entry = None
         else:
             self._reply = reply

@@ -122,6 +122,10 @@ class RedisLimiter:
         self._random = random.Random(os.urandom(32))  # noqa: S311 - it need not be secret, but nobody else's
         self._plans: dict[int, Plan] = {}
 
+    def compare_replication_ids(self, compare: bool) -> None:  # noqa: FBT001 - says its name
+        """Let scripts see by which Redis something was written, or not. What was written otherwise is missing then."""
+        self._compared = self._marks.compared = "1" if compare else "0"
+
     async def close(self) -> None:
         """Raise no more marks. The counters stay in Redis."""
         await self._marks.stop()

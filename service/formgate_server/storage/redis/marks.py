@@ -78,14 +78,17 @@ class RedisMarks:
         self._client = client
         self._reservations = reservations
         self._time = time
-        self._compared = "1" if replication_ids else "0"
+        self.compared = "1" if replication_ids else "0"
+        """The scripts' word for whether replication ids are compared."""
         self._marks: dict[str, Mark] = {}
         self._writer = MarkWriter(
             self._write, on_degraded, retry_seconds=retry_seconds, patience_seconds=patience_seconds
         )
+        self._patience_seconds = patience_seconds
         self._to_load: dict[str, Missing] = {}
         self._loaded: asyncio.Future[None] | None = None
         self._loader: asyncio.Task[None] | None = None
+        self._late: set[asyncio.Task[None]] = set()
 
     @property
     def degraded(self) -> bool:
@@ -95,9 +98,10 @@ class RedisMarks:
     async def stop(self) -> None:
         """Raise no more."""
         await self._writer.stop()
-        if self._loader is not None:
-            self._loader.cancel()
-            await asyncio.gather(self._loader, return_exceptions=True)
+        loading = [*self._late, *([] if self._loader is None else [self._loader])]
+        for each in loading:
+            each.cancel()
+        await asyncio.gather(*loading, return_exceptions=True)
 
     # Raising.
 
@@ -155,24 +159,27 @@ class RedisMarks:
     async def _raise_until_written(self, wanted: Mapping[Mark, int], lower: set[Mark]) -> None:
         floors: dict[Mark, int] = {}
         left = list(wanted)
-        for _ in range(_ROUNDS):
+        for attempt in range(_ROUNDS):
             tried = [self._draw_up(mark, wanted[mark], mark in lower, floors.get(mark, 0)) for mark in left]
             drawn = [each for each in await asyncio.gather(*tried) if each is not None]
             if not drawn:
                 return
-            written = await self._reservations.advance({each.mark.counter.id: each.reserved for each in drawn})
+            # A mark that was drawn up in a period which is over by now is drawn up anew. One that then still seems to
+            # be of an earlier one is not: Redis' clock has gone back.
+            rows = {each.mark.counter.id: each.reserved for each in drawn}
+            written = await self._reservations.advance(rows, insist=attempt > 0)
             taken = [each for each in drawn if each.mark.counter.id in written]
             await asyncio.gather(*map(self._let_run, taken))
             left = [each.mark for each in drawn if each.mark.counter.id not in written]
             if not left:
                 return
-            rows = await self._reservations.load([mark.counter.id for mark in left])
-            floors = {mark: rows[mark.counter.id].serial for mark in left if mark.counter.id in rows}
+            there = await self._reservations.load([mark.counter.id for mark in left])
+            floors = {mark: there[mark.counter.id].serial for mark in left if mark.counter.id in there}
 
     async def _draw_up(self, mark: Mark, units: int, lower: bool, floor: int) -> _Drawn | None:  # noqa: FBT001
         """Return a mark that is drawn up; None: it is high enough, or not to be had: whoever waits for it will see."""
         counter = mark.counter
-        head = [self._compared, units, block(counter.limit), "1" if lower else "0", *divmod(floor, MOST)]
+        head = [self.compared, units, block(counter.limit), "1" if lower else "0", *divmod(floor, MOST)]
         for _ in range(2):
             words = [*head, *counter_words(counter, self._time.now())]
             try:
@@ -191,7 +198,7 @@ class RedisMarks:
 
     async def _let_run(self, drawn: _Drawn) -> None:
         mark = drawn.mark
-        words = (self._compared, drawn.base, drawn.serial, drawn.period)
+        words = (self.compared, drawn.base, drawn.serial, drawn.period)
         try:
             raised = await self._client.run_soon(RAISE, mark.account_id, (mark.key,), words, repeatable=True)
         except StoreUnavailable:
@@ -210,7 +217,10 @@ class RedisMarks:
     # Reading.
 
     async def load(self, missing: Sequence[Missing]) -> None:
-        """Seed counters with what the database has of them, read after this call began. Raises UnavailableError."""
+        """Seed counters with what the database has of them, read after this call began. Raises UnavailableError.
+
+        Nobody waits longer than for two reads, each for as long as the patience lasts.
+        """
         if self._loaded is None:
             self._loaded = asyncio.get_running_loop().create_future()
         self._to_load |= {each.key: each for each in missing}
@@ -227,7 +237,7 @@ class RedisMarks:
                 loaded, self._loaded = self._loaded, None
                 missing, self._to_load = list(self._to_load.values()), {}
                 try:
-                    await self._load(missing)
+                    await self._load_soon(missing)
                 except Exception as error:  # noqa: BLE001 - whoever waits for it is told
                     loaded.set_exception(error)
                     loaded.exception()  # seen: nobody may be waiting any more
@@ -240,6 +250,20 @@ class RedisMarks:
                     each.set_exception(UnavailableError("The counters are being closed."))
                     each.exception()
 
+    async def _load_soon(self, missing: Sequence[Missing]) -> None:
+        """Load, but wait no longer than the patience lasts: a database that stands still does not hold the next read.
+
+        What comes later still seeds: an incarnation under which it may not is another by then.
+        """
+        load = asyncio.create_task(self._load(missing))
+        self._late.add(load)
+        load.add_done_callback(self._late.discard)
+        await asyncio.wait({load}, timeout=self._patience_seconds)
+        if not load.done():
+            load.add_done_callback(lambda late: late.cancelled() or late.exception())  # seen
+            raise UnavailableError("The database does not answer in time.")
+        load.result()
+
     async def _load(self, missing: Sequence[Missing]) -> None:
         rows = await self._reservations.load({each.counter.id for each in missing})
         seeds = [self._seed(each, rows.get(each.counter.id)) for each in missing]
@@ -249,7 +273,7 @@ class RedisMarks:
         state = _restored(missing.counter, row, missing.time)
         serial = 0 if row is None else row.serial
         kept = _kept_milliseconds(missing.counter)
-        words = [self._compared, missing.incarnation, *divmod(serial, MOST), kept, *state_fields(state)]
+        words = [self.compared, missing.incarnation, *divmod(serial, MOST), kept, *state_fields(state)]
         try:
             await self._client.run_soon(LOAD, missing.account_id, (missing.key,), words, repeatable=True)
         except StoreUnavailable:

@@ -79,6 +79,10 @@ class Request:
         """Scripts count only when replicas have them, where that is asked for."""
         return self.script is not None
 
+    def changed(self, reply: Any) -> bool:  # noqa: ANN401 - a reply may be anything
+        """Tell whether this reply does."""
+        return self.script is not None and self.script.changed(reply)
+
     def send(self, connection: Connection) -> None:
         """Go out on a connection."""
         self.via = connection
@@ -160,6 +164,9 @@ class _InFull:
         self._request = request
         self._connection = connection
         self._sha1 = sha1
+
+    def changed(self, reply: Any) -> bool:  # noqa: ANN401
+        return self._request.changed(reply)
 
     def answered(self, reply: Any) -> None:  # noqa: ANN401
         self._connection.loading.discard(self._sha1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,6 +15,8 @@ class Script:
 
     name: str
     source: str
+    changed: Callable[[Any], bool] = lambda _: True
+    """Tells by a reply whether replicas must have what the script has done before that counts."""
 
     @cached_property
     def sha1(self) -> str:

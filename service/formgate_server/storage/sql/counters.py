@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select, true
 
 from formgate_server.core.ports import Reserved
 from formgate_server.storage.sql.dialect import batches, inserting
@@ -44,18 +44,21 @@ class SqlReservations:
             )
             await connection.execute(replaced, _rows(marks))
 
-    async def advance(self, marks: Mapping[str, Reserved]) -> Collection[str]:
+    async def advance(self, marks: Mapping[str, Reserved], *, insist: bool = False) -> Collection[str]:
         """See ``Reservations``."""
         if not marks:
             return ()
         async with self._database.writing() as connection:
             added = inserting(connection, reservations)
-            higher = added.on_conflict_do_update(
-                index_elements=[reservations.c.counter_id],
-                set_={name: added.excluded[name] for name in _REPLACED},
-                where=reservations.c.serial < added.excluded.serial,
+            there, new = reservations.c, added.excluded
+            higher = there.serial < new.serial
+            if not insist:
+                # Where there is no such time, this is NULL, which is no reason against it.
+                higher &= func.coalesce(there.expire_time <= new.expire_time, true())
+            raised = added.on_conflict_do_update(
+                index_elements=[there.counter_id], set_={name: new[name] for name in _REPLACED}, where=higher
             )
-            written = await connection.execute(higher.returning(reservations.c.counter_id), _rows(marks))
+            written = await connection.execute(raised.returning(there.counter_id), _rows(marks))
             return set(written.scalars())
 
     async def forget(self, before: int, most: int) -> int:
