@@ -9,8 +9,7 @@ from __future__ import annotations
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import grpc
 import pytest
@@ -47,7 +46,8 @@ limits = [{ name = "daily", holder = "ACCOUNT", amount = 100, calendar = "DAY", 
 """
 
 
-class World(NamedTuple):
+@dataclass
+class World:
     """A server whose ways to its stores are proxies."""
 
     deployed: Deployment
@@ -56,6 +56,36 @@ class World(NamedTuple):
     redis: RedisServer
     to_redis: Proxy
     to_database: Proxy
+    probe: str = ""
+    """A key that no test touches."""
+    read: int = 0
+    """How much of the server's log is of the tests before."""
+
+    def restore(self) -> None:
+        """Let all be well again."""
+        for store in (self.to_redis, self.to_database):
+            store.delay = 0.0
+            store.pass_on()
+        self.healed(self.probe)
+        eventually(lambda: self.begun == self.ended, HEALED, "all that was said to be down is said to be back")
+        self.read = len(self.server.log)
+
+    @property
+    def begun(self) -> tuple[int, int]:
+        """How often the log has said that a store is away."""
+        told = self.server.log
+        return told.count("limits go by this process' share"), told.count("degraded: the database does not answer")
+
+    @property
+    def ended(self) -> tuple[int, int]:
+        """How often the log has said that it is back."""
+        told = self.server.log
+        return told.count("no longer degraded"), told.count("the database answers again")
+
+    @property
+    def log(self) -> str:
+        """What the server has logged during this test."""
+        return self.server.log[self.read :]
 
     def account(self, plan: str = "standard") -> str:
         """Make an account."""
@@ -113,9 +143,10 @@ def _if(
     return told if holds(told) else None
 
 
-@pytest.fixture
-def world(tmp_path: Path, postgres_server: PostgresServer) -> Iterator[World]:
-    """All is well."""
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, postgres_server: PostgresServer) -> Iterator[World]:
+    """One server for all of these: that it heals is what they say."""
+    tmp_path = tmp_path_factory.mktemp("outages")
     with (
         RedisServer(tmp_path / "redis") as redis,
         Proxy(redis.port) as to_redis,
@@ -132,8 +163,17 @@ def world(tmp_path: Path, postgres_server: PostgresServer) -> Iterator[World]:
     ):
         server = deployed.serve(database=deployed.database_by(to_database.port))
         manager = Client(server.address, deployed.token)
-        yield World(deployed, server, manager, redis, to_redis, to_database)
+        made = World(deployed, server, manager, redis, to_redis, to_database)
+        made.probe = made.key(made.account("open")).secret
+        yield made
         manager.close()
+
+
+@pytest.fixture
+def world(served: World) -> World:
+    """All is well, whatever the last test did."""
+    served.restore()
+    return served
 
 
 def take_away(store: Proxy, how: str) -> None:
@@ -163,7 +203,7 @@ def test_redis_down_a_check_is_decided_by_shares(world: World, how: str) -> None
         lambda: _if(world.check(key.secret, cost=0), lambda told: told.limits[0].remaining < 60), HEALED, "charged"
     )
     assert left.limits[0].remaining == 99 - admitted
-    assert world.server.log.count("limits go by this process' share") == 1
+    assert world.log.count("limits go by this process' share") == 1
 
 
 @HOW
@@ -217,7 +257,7 @@ def test_database_down_known_keys_go_on_for_a_while(world: World, how: str) -> N
     world.to_database.pass_on()
     assert world.healed(key.secret).allowed
     assert world.check(unknown).allowed
-    assert world.server.log.count("degraded: the database does not answer") == 1
+    assert world.log.count("degraded: the database does not answer") == 1
 
 
 @HOW
@@ -259,16 +299,85 @@ def test_both_down_known_keys_go_on_for_less(world: World, how: str) -> None:
     assert world.healed(key.secret).allowed
 
 
-def test_a_slow_redis_costs_no_check_more_than_its_timeout(world: World) -> None:
-    """Slower than the timeout it is as if it were down, and a dead one is not waited for."""
-    key = world.key(world.account())
+def test_a_redis_slower_than_its_timeout_is_as_one_that_is_down(world: World) -> None:
+    """A check costs no more than the timeout and is degraded; a change is in effect later; said once; it heals."""
+    key = world.key(world.account("open"))
     world.to_redis.delay = 1.0
     began = time.monotonic()
     for _ in range(10):
-        world.check(key.secret, cost=0)
+        assert world.check(key.secret).degraded
     assert time.monotonic() - began < 10 * 0.6
+    revoked = world.outcome(keys_pb2.DisableKeyRequest(key_id=key.key.key_id))
+    assert isinstance(revoked, keys_pb2.DisableKeyResponse)
+    assert revoked.effective_time.ToNanoseconds() / 1e9 - time.time() > STALENESS - 1
+    assert world.check(key.secret).reason == authorization_pb2.REASON_KEY_DISABLED
+    assert world.is_ready()
     world.to_redis.delay = 0.0
-    world.healed(key.secret)
+    assert world.healed(key.secret).reason == authorization_pb2.REASON_KEY_DISABLED
+    assert world.log.count("limits go by this process' share") == 1
+
+
+def test_a_redis_that_takes_its_time_is_waited_for(world: World) -> None:
+    """Slow, but within the timeout: verdicts are exact, and no change is put off."""
+    key = world.key(world.account())
+    world.to_redis.delay = 0.04
+    for left in (98, 97, 96):
+        told = world.check(key.secret)
+        assert (told.degraded, told.limits[0].remaining) == (False, left)
+    revoked = world.outcome(keys_pb2.RevokeKeyRequest(key_id=key.key.key_id))
+    assert isinstance(revoked, keys_pb2.RevokeKeyResponse)
+    assert revoked.effective_time.ToNanoseconds() / 1e9 <= time.time()
+    assert world.check(key.secret).reason == authorization_pb2.REASON_KEY_REVOKED
+
+
+def test_a_database_that_takes_longer_than_is_waited_for_is_as_one_that_is_down(world: World) -> None:
+    """Known keys go on at once, degraded; new keys, changes and usage are undecided in time; said once; it heals."""
+    account = world.account("open")
+    key = world.key(account)
+    unknown = world.manager(keys_pb2.CreateKeyRequest(account_id=account)).secret
+    world.to_database.delay = 1.5
+    began = time.monotonic()
+    assert world.check(key.secret).allowed
+    assert time.monotonic() - began < 1, "a check of a known key waits for the database"
+    world.degraded(key.secret)
+    record = authorization_pb2.UsageRecord(record_id="slow", key_id=key.key.key_id, units=1)
+    for request in (
+        authorization_pb2.CheckKeyRequest(key=unknown),
+        keys_pb2.RevokeKeyRequest(key_id=key.key.key_id),
+        authorization_pb2.RecordUsageRequest(records=[record]),
+    ):
+        assert _code(world.outcome(request)) is grpc.StatusCode.UNAVAILABLE
+    assert world.is_ready()
+    world.to_database.delay = 0.0
+    assert world.healed(key.secret).allowed
+    assert world.check(unknown).allowed
+    assert world.log.count("degraded: the database does not answer") == 1
+
+
+def test_a_database_that_freezes_under_a_read_holds_no_check(world: World) -> None:
+    """Its first check, its counters, its epoch: whatever a check has asked for when it freezes has an end."""
+    account = world.account()
+    cold = [world.manager(keys_pb2.CreateKeyRequest(account_id=account)).secret for _ in range(3)]
+    known = world.key(account)
+    world.to_database.stall()
+    for secret in cold:
+        assert _code(world.outcome(authorization_pb2.CheckKeyRequest(key=secret))) is grpc.StatusCode.UNAVAILABLE
+    assert world.degraded(known.secret).allowed
+    world.to_database.pass_on()
+    assert world.healed(cold[0]).allowed
+
+
+def test_a_slow_database_costs_checks_nothing(world: World) -> None:
+    """Slow, but within its patience: known keys are decided as fast as ever, and exactly; changes take their time."""
+    key = world.key(world.account())
+    world.to_database.delay = 0.05
+    began = time.monotonic()
+    for left in (98, 97, 96):
+        told = world.check(key.secret)
+        assert (told.degraded, told.limits[0].remaining) == (False, left)
+    assert time.monotonic() - began < 1
+    assert isinstance(world.outcome(keys_pb2.RevokeKeyRequest(key_id=key.key.key_id)), keys_pb2.RevokeKeyResponse)
+    assert world.check(key.secret).reason == authorization_pb2.REASON_KEY_REVOKED
 
 
 def test_a_dead_redis_is_not_waited_for(world: World) -> None:

@@ -6,12 +6,15 @@ No check that started after a change had returned decides by the state before it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 
 import pytest
+from redis import RedisError
 
 from tests.proof.traffic import POLICY, Traffic
 from tests.support.deployment import Deployment
@@ -99,20 +102,32 @@ def test_while_all_is_well(tmp_path: Path, postgres_server: PostgresServer, redi
 
 @pytest.mark.timeout(3_600 if SOAK else 120)
 def test_redis_restarted_empty(tmp_path: Path, postgres_server: PostgresServer, redis: RedisServer) -> None:
-    """Again and again, flushed and killed: a seed from before a change never comes back."""
-    with deployment(tmp_path / "d", postgres_server, redis.url()) as deployed:
-        servers = [deployed.serve(), deployed.serve()]
+    """Again and again, flushed and killed: a seed from before a change never comes back.
+
+    One server is far from Redis: what it seeds arrives a while after it was read, and changes come in between.
+    """
+    with Proxy(redis.port) as far, deployment(tmp_path / "d", postgres_server, redis.url()) as deployed:
+        far.delay = 0.01
+        servers = [deployed.serve(), deployed.serve(redis=redis.url().replace(str(redis.port), str(far.port)))]
 
         async def test() -> None:
             async with traffic([each.address for each in servers], deployed.token) as made:
-                for step in range(1, 9):
-                    await decided(made, step / 10)
-                    if step % 2:
-                        redis.do("FLUSHALL")
-                    else:
-                        await asyncio.to_thread(redis.restart)
+                flushing = asyncio.create_task(flush(redis, made.random))
+                for step in range(1, 4):
+                    await decided(made, step / 4)
+                    await asyncio.to_thread(redis.restart)
+                assert not flushing.done()
+                flushing.cancel()
 
         run(test)
+
+
+async def flush(redis: RedisServer, random: Random) -> None:
+    """Empty a Redis for as long as it goes, many times a second."""
+    while True:
+        await asyncio.sleep(random.uniform(0.01, 0.1))
+        with contextlib.suppress(RedisError):  # it is just being restarted
+            await asyncio.to_thread(redis.do, "FLUSHALL")
 
 
 @pytest.mark.timeout(3_600 if SOAK else 120)

@@ -164,8 +164,7 @@ class Proxy:
                     await asyncio.sleep(0.01)  # so that what passed has left
                     await self._cut()
         if not self._stalled:  # else the other side is not to know
-            sink.close()
-            self._writers.discard(sink)
+            sink.close()  # and stays among the writers: it may have more to write than its other side will ever read
 
     def _request(self, data: bytes) -> bytes:
         if self._stalled:
