@@ -91,8 +91,8 @@ class MeasuredKeys:
         return record
 
     async def find(
-        self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = ""
+        self, digests: Sequence[bytes], *, at_least: int = 0, source_ip: str = "", newest: bool = False
     ) -> KeyRecord | TooManyAttempts | None:
         """See ``KeyFinder``."""
         metrics.key_cache_misses.count += 1
-        return await self._keys.find(digests, at_least=at_least, source_ip=source_ip)
+        return await self._keys.find(digests, at_least=at_least, source_ip=source_ip, newest=newest)

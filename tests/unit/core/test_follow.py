@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from formgate_server.core.errors import CountersUnavailableError, UnavailableError
@@ -50,6 +50,10 @@ class Database:
     async def forget(self, before: int, most: int) -> int:
         """See ``Epochs``."""
         raise AssertionError("following forgets nothing")
+
+    async def renew(self, after: str, most: int) -> Sequence[str]:
+        """See ``Epochs``."""
+        raise AssertionError("only a restore asks for this")
 
 
 class Publications:

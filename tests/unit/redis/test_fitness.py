@@ -23,6 +23,9 @@ SCRIPT = Script("some", "return 1")
 class Client:
     """A RedisClient that answers everything."""
 
+    connections = 1
+    under_way = 0
+
     async def run(
         self,
         script: Script,

@@ -82,6 +82,10 @@ class Database:
         """See ``Epochs``."""
         raise AssertionError("only retention asks for this")
 
+    async def renew(self, after: str, most: int) -> Sequence[str]:
+        """See ``Epochs``."""
+        raise AssertionError("only a restore asks for this")
+
 
 class World:
     """A process of two, its stores, and what it told."""

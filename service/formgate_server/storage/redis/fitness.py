@@ -130,6 +130,16 @@ class FitRedis:
             raise self._unfit()
         return await self._client.command(*args, slot=slot)
 
+    @property
+    def connections(self) -> int:
+        """See ``RedisClient``."""
+        return self._client.connections
+
+    @property
+    def under_way(self) -> int:
+        """See ``RedisClient``."""
+        return self._client.under_way
+
     def _unfit(self) -> UnavailableError:
         return StoreUnavailable(self._fitness.why)
 
