@@ -138,12 +138,16 @@ class Proxy:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
+        self._writers.add(writer)
         try:
             server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._to)
         except OSError:
             writer.transport.abort()
             return
-        self._writers |= {writer, server_writer}
+        self._writers.add(server_writer)
+        if writer.transport.is_closing():  # it was cut meanwhile
+            server_writer.transport.abort()
+            return
         for source, sink, on_pass in ((reader, server_writer, self._request), (server_reader, writer, self._answer)):
             pump = asyncio.create_task(self._pump(source, sink, on_pass))
             self._pumps.add(pump)
