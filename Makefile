@@ -15,10 +15,11 @@ EXAMPLES := .venv-examples/.installed
 IMAGE := .venv-image/.installed
 CHART := .venv-chart/.installed
 CHECKOV := .venv-checkov/.installed
+AUDIT := .venv-audit/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo run test soak lint bench model image chart stubs lock format release-image clean
+.PHONY: help setup demo run test soak lint bench model image chart audit stubs lock format release-image clean
 
 help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +60,9 @@ image: $(DEV) $(IMAGE) ## Build the image for real, serve a check out of it, and
 
 chart: $(DEV) $(CHART) $(CHECKOV) ## Check the Helm chart with the real Helm, for each Kubernetes
 	$(BIN)/python -m scripts.chart $(ARGS)
+
+audit: $(DEV) $(AUDIT) ## Ask for known vulnerabilities of what is locked (needs osv.dev; ends with 3 where that is not reached)
+	$(BIN)/python scripts/audit.py $(ARGS)
 
 stubs: $(STUBS) ## Generate the Python stubs from the protos
 	scripts/stubs

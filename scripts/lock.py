@@ -44,6 +44,7 @@ LOCKS = {
     "image": ["requirements/image.in"],
     "chart": ["requirements/chart.in"],
     "checkov": ["requirements/checkov.in"],
+    "audit": ["requirements/audit.in"],
 }
 
 

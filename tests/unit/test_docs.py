@@ -13,8 +13,10 @@ from pydantic_core import PydanticUndefined
 from formgate.rules import wording
 from formgate.rules.reason import Reason
 from formgate_server.policies import policy
+from formgate_server.settings import Settings
 
-PAGE = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "policies.md").read_text(encoding="utf-8")
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "The file": policy._Policy,
@@ -69,3 +71,27 @@ def test_the_usual_words_are_shown() -> None:
     denials = [reason for reason in Reason if reason is not Reason.OK]
     assert rows == [(each.name, str(wording.STATUSES[each]), wording.MESSAGES[each]) for each in denials]
     assert f"`{wording.BODY}`" in _section("The usual words")
+
+
+def test_every_test_that_the_threat_model_names_is_there() -> None:
+    """A line of it without its test would be a hope."""
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/.]+?\.py)(?:::(\w+))?`", page)
+    assert len(named) > 40
+    for file, test in named:
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert not test or re.search(rf"^(async )?def {test}\(", text, re.MULTILINE), f"{file} has no {test}"
+    for line in page.splitlines():
+        if line.startswith("| ") and not line.startswith(("| wants to", "| ---")):
+            assert "`tests/" in line.rsplit("| ", 1)[1], f"no test: {line}"
+
+
+def test_every_setting_is_in_the_table() -> None:
+    """With the default that it really has."""
+    page = (ROOT / "docs" / "operations" / "embedded.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `FORMGATE_(\w+)` \| \S+ \| `?([^`|]+?)`? \|", page, re.MULTILINE))
+    told = {
+        name: str(field.default).removesuffix(".0").replace("None", "none")
+        for name, field in Settings.model_fields.items()
+    }
+    assert {name.lower(): default.lower() for name, default in rows.items()} == {n: d.lower() for n, d in told.items()}

@@ -51,6 +51,8 @@ def settings(given: Settings) -> Iterator[Finding]:
             "gRPC is served in clear beyond this machine: keys and tokens can be read on the way",
             "give FORMGATE_TLS_CERT_FILE and FORMGATE_TLS_KEY_FILE, unless a mesh or proxy encrypts",
         )
+    if given.auth_http is not None and not is_loopback(given.auth_http):
+        yield warn("settings", "gateways ask over HTTP in clear beyond this machine", "see that nobody else can listen")
     yield from _stores_of(given)
     cores = os.cpu_count() or 1
     if given.workers > cores:
