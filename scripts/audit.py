@@ -40,7 +40,7 @@ def main(names: Iterable[str]) -> int:
 
 def ask(lock: Path) -> tuple[str, str]:
     """Return what pip-audit prints, and what it complains of. Nothing is installed or resolved: the lock is whole."""
-    words = ["--requirement", lock, "--require-hashes", "--disable-pip", "--vulnerability-service", "osv"]
+    words = ["--requirement", str(lock), "--require-hashes", "--disable-pip", "--vulnerability-service", "osv"]
     try:
         done = subprocess.run(
             [AUDIT, *words, "--progress-spinner", "off", "--format", "json", "--timeout", "15"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from scripts import audit
 
 
-def printed(*dependencies: dict[str, object]) -> str:
+def printed(*dependencies: Mapping[str, object]) -> str:
     """Return what pip-audit prints."""
     return json.dumps({"dependencies": dependencies, "fixes": []})
 

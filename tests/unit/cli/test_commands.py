@@ -30,7 +30,7 @@ def leaves(command: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], An
 
 COMMANDS = leaves(get_command(cli.app))
 LOCAL = {
-    *(("serve",), ("migrate",), ("audit", "verify"), ("usage", "prune")),
+    *(("serve",), ("migrate",), ("doctor",), ("audit", "verify"), ("usage", "prune")),
     *(("policy", "list"), ("policy", "show"), ("policy", "check")),
 }
 
@@ -38,7 +38,7 @@ LOCAL = {
 def test_these_are_the_commands() -> None:
     """All that the contract names for now, and no stubs of what comes later."""
     assert {" ".join(path) for path in COMMANDS} == {
-        "serve", "migrate", "check", "limits", "usage record", "usage show", "usage prune",
+        "serve", "migrate", "doctor", "check", "limits", "usage record", "usage show", "usage prune",
         "member set", "member remove", "member list", "audit list", "audit export", "audit verify",
         "key copy", "key rotate", "key reveal", "key delete",
         "token create", "token list", "token revoke",
