@@ -79,6 +79,11 @@ class PathTemplate:
         """Whether it ends in ``{name:path}``."""
         return bool(self._tail)
 
+    @property
+    def first(self) -> str | None:
+        """The text of the first segment; None: it may be any."""
+        return self.segments[0] if self.segments else None
+
     def may_have(self, count: int) -> bool:
         """Tell whether paths of so many segments can match."""
         return count > len(self.segments) if self._tail else count == len(self.segments)

@@ -128,7 +128,7 @@ class _Path:
 
 
 class Rules:
-    """The table, compiled: for each number of segments, the paths that may match, the narrowest first.
+    """The table, compiled: for each number of segments and each first one, the paths that may match, in order.
 
     The first path that matches decides, also where it has no rule for the method: a framework may route all methods of
     a path to the same code, and a rule for a wider path was not made for that.
@@ -152,13 +152,15 @@ class Rules:
             paths[shape].add(rule, template)
         longest = max((len(path.template.segments) for path in paths.values()), default=0) + 1
         self._by_length = tuple(
-            tuple(path for path in paths.values() if path.template.may_have(count)) for count in range(longest + 1)
+            _by_first([path for path in paths.values() if path.template.may_have(count)])
+            for count in range(longest + 1)
         )
 
     def find(self, method: str, path: str) -> Found | None:
         """Return the rule for a path that is not ambiguous; None: there is none, and the request is denied."""
         segments = path[1:].split("/")
-        for one in self._by_length[min(len(segments), len(self._by_length) - 1)]:
+        by_first = self._by_length[min(len(segments), len(self._by_length) - 1)]
+        for one in by_first.get(segments[0]) or by_first[None]:
             if not one.template.matches(segments):
                 continue
             found = one.by_method.get(method) or one.by_method.get(ANY)
@@ -167,6 +169,15 @@ class Rules:
             rule, template = found
             return Found(rule, template.values(segments))
         return None
+
+
+def _by_first(paths: list[_Path]) -> dict[str | None, tuple[_Path, ...]]:
+    """Return the paths that may match by their first segment; None: whatever it is."""
+    firsts = {path.template.first for path in paths} | {None}
+    return {
+        first: tuple(path for path in paths if path.template.first is None or path.template.first == first)
+        for first in firsts
+    }
 
 
 def _methods(rule: Line) -> frozenset[str]:
