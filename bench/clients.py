@@ -53,8 +53,8 @@ def measure(size: Size, cores: Cores) -> Report:
         world = stack.enter_context(served(folder / "client", cores.server, _KEYS))
         runner = stack.enter_context(asyncio.Runner())
         token = world.headers["authorization"].removeprefix("Bearer ")
-        client = AsyncClient(world.process.address, token, timeout=_TIMEOUT)
-        threads = stack.enter_context(Client(world.process.address, token, timeout=_TIMEOUT))
+        client = AsyncClient(world.process.address, token, timeout=_TIMEOUT, leases=False)
+        threads = stack.enter_context(Client(world.process.address, token, timeout=_TIMEOUT, leases=False))
         channel = runner.run(_channel(world.process.address, token))
         by_call, by_client = _by_call(channel, token), _by_client(client)
         one, many = f"{_AT_ONCE} callers", f"{_THREADS} threads"

@@ -46,7 +46,7 @@ WANTED: dict[str, Any] = {"permissions": (PERMISSION,), "resources": (RESOURCE,)
 @pytest.fixture(params=KINDS)
 def caller(request: pytest.FixtureRequest, rpc_server: Server) -> Iterator[Caller]:
     """A client of either kind."""
-    with Caller(request.param, rpc_server.address, rpc_server.token, timeout=TIMEOUT) as caller:
+    with Caller(request.param, rpc_server.address, rpc_server.token, timeout=TIMEOUT, leases=True) as caller:
         yield caller
 
 

@@ -44,6 +44,7 @@ class Caller:
         self, kind: str, address: str | Sequence[str], token: str | None = None, **options: Unpack[Options]
     ) -> None:
         self.kind = kind
+        options.setdefault("leases", False)  # who tests them says so
         self.client: Any = (Client if kind == "threads" else AsyncClient)(address, token, **options)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
