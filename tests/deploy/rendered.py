@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import yaml
-
 from scripts import chart
 
 Object = dict[str, Any]
@@ -15,7 +13,7 @@ Object = dict[str, Any]
 @cache
 def objects(name: str = "default", *words: str) -> list[Object]:
     """Return the objects of a value set, with ``words`` for Helm."""
-    return [found for found in yaml.load_all(chart.render(name, *words), yaml.CSafeLoader) if found is not None]
+    return chart.objects(chart.render(name, *words))
 
 
 def one(kind: str, name: str = "default", *words: str, component: str = "server") -> Object:

@@ -228,6 +228,9 @@ def test_nothing_secret_is_rendered(name: str) -> None:
 @pytest.mark.parametrize("name", [each for each in chart.VALUE_SETS if each != "mesh"])
 def test_the_network_is_closed_but_for_what_is_named(name: str) -> None:
     """Pods are selected for both ways; the server's gRPC is open to named peers, and to its own test."""
+    policies = [each["spec"] for each in objects(name) if each["kind"] == "NetworkPolicy"]
+    closed = {each["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for each in policies}
+    assert closed == pods(name).keys()
     policy = one("NetworkPolicy", name)["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     for rule in policy["ingress"]:
@@ -362,6 +365,6 @@ def test_names_and_labels_are_as_kubernetes_recommends(name: str) -> None:
 def test_a_long_name_is_cut() -> None:
     """Whatever the release is called, names with their endings fit."""
     text = chart.helm("template", "r" * 53, chart.CHART).stdout
-    names = [each["metadata"]["name"] for each in yaml.load_all(text, yaml.CSafeLoader) if each is not None]
+    names = [each["metadata"]["name"] for each in chart.objects(text)]
     assert len(names) == len(objects())
     assert all(IDENTITY.fullmatch(name) for name in names)
