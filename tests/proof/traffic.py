@@ -25,6 +25,7 @@ description = "Keys whose every state has a reason of its own."
 prefixes = { LIVE = "proof_" }
 permissions = { "forms.view" = "READ" }
 levels = { READ = "Read" }
+longest_lease = "0"
 
 [keys]
 created_by = "required"
