@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import clients, h2load, middlewares, process, scenarios, stores
+from bench import clients, h2load, leases, middlewares, process, scenarios, stores
 from bench.figures import above, medians, ratio
 from bench.h2load import H2load
 from bench.memory import cached_key_bytes
@@ -41,10 +41,11 @@ def main() -> None:
     options = _options()
     generator = h2load.find()
     cores = process.two_cores()
-    parts: dict[str, Callable[[], Report]] = {
+    parts: dict[str, Callable[[], Report | leases.LeasesReport]] = {
         "embedded": lambda: measure(_QUICK if options.quick else _FULL, generator, cores),
         "client": lambda: clients.measure(clients.QUICK if options.quick else clients.FULL, cores),
         "middlewares": lambda: middlewares.measure(middlewares.QUICK if options.quick else middlewares.FULL),
+        "leases": lambda: leases.measure(leases.QUICK if options.quick else leases.FULL, cores),
         "stores": lambda: stores.measure(stores.QUICK if options.quick else stores.FULL, generator, cores),
     }
     reports = {name: part() for name, part in parts.items() if options.part in {name, "all"}}
@@ -118,7 +119,10 @@ def _say(what: str) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure what a check costs.")
     parser.add_argument(
-        "--part", choices=("embedded", "client", "middlewares", "stores", "all"), default="all", help="what is measured"
+        "--part",
+        choices=("embedded", "client", "middlewares", "leases", "stores", "all"),
+        default="all",
+        help="what is measured",
     )
     parser.add_argument("--quick", action="store_true", help="a smoke run of a minute or two, with fewer keys")
     parser.add_argument("--json", action="store_true", help="print JSON, every round's figures in it")
