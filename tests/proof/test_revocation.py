@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
@@ -16,11 +18,16 @@ from random import Random
 import pytest
 from redis import RedisError
 
-from tests.proof.traffic import POLICY, Traffic
+from formgate.v1 import accounts_pb2, authorization_pb2, keys_pb2
+from formgate.v1.authorization_pb2 import Reason
+from formgate.v1.resources_pb2 import KEY_STATE_REVOKED, ROLE_MEMBER
+from tests.proof.traffic import HERE, POLICY, Traffic
+from tests.support.client import Client
 from tests.support.deployment import Deployment
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy
 from tests.support.redis import RedisServer
+from tests.support.server import Server, eventually
 
 SOAK = os.environ.get("FORMGATE_SOAK") == "1"
 CHECKS = 100_000 if SOAK else 3_000
@@ -72,11 +79,10 @@ async def decided(made: Traffic, share: float) -> None:
     await made.seen(round(share * CHECKS))
 
 
-def deployment(folder: Path, postgres: PostgresServer, redis_url: str) -> Deployment:
+def deployment(folder: Path, postgres: PostgresServer, redis_url: str, **settings: object) -> Deployment:
     """Return what all these tests run on."""
-    return Deployment(
-        folder, postgres, redis_url, policies={"proof": POLICY}, max_staleness=STALENESS, processes=2, log_level="info"
-    )
+    usual = {"max_staleness": STALENESS, "processes": 2, "log_level": "info"}
+    return Deployment(folder, postgres, redis_url, policies={"proof": POLICY}, **{**usual, **settings})
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -147,6 +153,94 @@ def test_a_publisher_killed(tmp_path: Path, postgres_server: PostgresServer, red
                     made.readdress(step % 2, victim.address)
 
         run(test)
+
+
+class Quiet:
+    """A key that nobody but its test has to do with: what is known of it nobody else renews."""
+
+    def __init__(self, deployed: Deployment, servers: Sequence[Server]) -> None:
+        self.managers = [Client(each.address, deployed.token) for each in servers]
+        first = self.managers[0]
+        account_id = first(accounts_pb2.CreateAccountRequest(policy="proof")).account.account_id
+        first(
+            accounts_pb2.SetMemberRequest(
+                account_id=account_id, member_id="ann", role=ROLE_MEMBER, permissions=["forms.view"]
+            )
+        )
+        self.key = first(keys_pb2.CreateKeyRequest(account_id=account_id, created_by="ann"))
+        assert {self.reason(server) for server in range(len(servers))} == {Reason.REASON_OK}
+
+    def check(self, server: int) -> authorization_pb2.CheckKeyResponse:
+        """Check it there."""
+        check = authorization_pb2.CheckKeyRequest(key=self.key.secret, source_ip=HERE)
+        verdict: authorization_pb2.CheckKeyResponse = self.managers[server](check)
+        return verdict
+
+    def reason(self, server: int) -> Reason.ValueType:
+        """Check it there, and say why."""
+        return self.check(server).reason
+
+    def is_exact(self, server: int) -> bool:
+        """Tell whether a check of it is not degraded there."""
+        return not self.check(server).degraded
+
+    def close(self) -> None:
+        """End the connections."""
+        for manager in self.managers:
+            manager.close()
+
+
+@pytest.mark.timeout(120)
+def test_what_a_killed_publisher_has_committed_is_published_by_others(
+    tmp_path: Path, postgres_server: PostgresServer, redis: RedisServer
+) -> None:
+    """Killed between commit and publication, with nobody to repeat the call: the others know of it a poll later."""
+    with (
+        Proxy(redis.port) as far,
+        deployment(tmp_path / "d", postgres_server, redis.url(), redis_timeout=10) as deployed,
+    ):
+        through = redis.url().replace(str(redis.port), str(far.port))
+        servers = [deployed.serve(), deployed.serve(redis=through)]
+        quiet = Quiet(deployed, servers)
+        near, publisher = quiet.managers
+        revoke = keys_pb2.RevokeKeyRequest(key_id=quiet.key.key.key_id)
+        far.stall()
+
+        def call() -> None:
+            with contextlib.suppress(Exception):  # its server ends under it
+                publisher(revoke)
+
+        revoking = threading.Thread(target=call)
+        revoking.start()
+        committed = keys_pb2.GetKeyRequest(key_id=quiet.key.key.key_id)
+        eventually(lambda: near(committed).key.state == KEY_STATE_REVOKED, 5, "it is committed")
+        servers[1].kill()
+        revoking.join()
+        eventually(lambda: quiet.reason(0) == Reason.REASON_KEY_REVOKED, 5, "it is published")
+        quiet.close()
+
+
+@pytest.mark.timeout(120)
+def test_a_quiet_key_after_a_failover(tmp_path: Path, postgres_server: PostgresServer, redis: RedisServer) -> None:
+    """Revoked while the replica was behind, and checked nowhere until that one took over: it does not come back."""
+    with (
+        RedisServer(tmp_path / "replica", replica_of=redis) as replica,
+        Proxy(redis.port) as proxy,
+        deployment(tmp_path / "d", postgres_server, redis.url().replace(str(redis.port), str(proxy.port))) as deployed,
+    ):
+        servers = [deployed.serve(), deployed.serve()]
+        quiet, probe = Quiet(deployed, servers), Quiet(deployed, servers)
+        time.sleep(1.0)  # two polls: what made these accounts is published, and replicated
+        replica.pause()
+        quiet.managers[0](keys_pb2.RevokeKeyRequest(key_id=quiet.key.key.key_id))
+        redis.kill()
+        replica.resume()
+        replica.do("REPLICAOF", "NO", "ONE")
+        proxy.go_to(replica.port)
+        eventually(lambda: probe.is_exact(1), 10, "the servers have found the replica")
+        assert quiet.reason(1) == Reason.REASON_KEY_REVOKED
+        quiet.close()
+        probe.close()
 
 
 @pytest.mark.timeout(3_600 if SOAK else 120)
