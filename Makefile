@@ -64,6 +64,9 @@ chart: $(DEV) $(CHART) $(CHECKOV) ## Check the Helm chart with the real Helm, fo
 audit: $(DEV) $(AUDIT) ## Ask for known vulnerabilities of what is locked (needs osv.dev; ends with 3 where that is not reached)
 	$(BIN)/python scripts/audit.py $(ARGS)
 
+panels: $(DEV) ## Draw the dashboard's panels from a real run (needs Prometheus; three minutes)
+	$(BIN)/python -m scripts.panels $(ARGS)
+
 stubs: $(STUBS) ## Generate the Python stubs from the protos
 	scripts/stubs
 

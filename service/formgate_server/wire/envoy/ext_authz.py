@@ -46,20 +46,20 @@ class ExtAuthz:
         """Yield what it answers."""
         yield Method(_PATH, pb.CheckRequest, _CHECKERS, self.check)
 
-    async def check(self, request: pb.CheckRequest, caller: Caller) -> pb.CheckResponse:
+    async def check(self, request: pb.CheckRequest, caller: Caller) -> tuple[bytes, Verdict | None]:
         """Decide a request. Raises InvalidArgumentError where Envoy's configuration is not what it must be."""
         extensions = request.attributes.context_extensions
         requirement = self._requirements(frozenset(extensions.items()), extensions.items)
         asked = _request(request.attributes)
         query = requirement.query(asked)
         if isinstance(query, Ambiguous):
-            return _denied(told.ambiguous(query), code_pb2.INVALID_ARGUMENT)
+            return _denied(told.ambiguous(query), code_pb2.INVALID_ARGUMENT).SerializeToString(), None
         began = perf_counter()
         verdict = await self._check_key(query, caller)
         metrics.decided(verdict.reason, perf_counter() - began, degraded=verdict.degraded)
         response = self._allowed(verdict, requirement, asked) if verdict.allowed else self._denied(verdict)
         _note(response, verdict)
-        return response
+        return response.SerializeToString(), verdict
 
     def _allowed(self, verdict: Verdict, requirement: Requirement, asked: Request) -> pb.CheckResponse:
         assert verdict.record is not None, "who is allowed is known"  # noqa: S101 - for the type checker
