@@ -19,7 +19,7 @@ AUDIT := .venv-audit/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo run test soak lint bench model image chart audit stubs lock format release-image clean
+.PHONY: help setup demo run test soak lint bench model image chart audit panels stubs lock format release-image clean
 
 help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
