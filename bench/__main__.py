@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import clients, h2load, leases, middlewares, process, scenarios, stores
+from bench import clients, gateway, h2load, leases, middlewares, process, scenarios, stores
 from bench.figures import above, medians, ratio
 from bench.h2load import H2load
 from bench.memory import cached_key_bytes
@@ -46,6 +46,7 @@ def main() -> None:
         "client": lambda: clients.measure(clients.QUICK if options.quick else clients.FULL, cores),
         "middlewares": lambda: middlewares.measure(middlewares.QUICK if options.quick else middlewares.FULL),
         "leases": lambda: leases.measure(leases.QUICK if options.quick else leases.FULL, cores),
+        "envoy": lambda: gateway.measure(gateway.QUICK if options.quick else gateway.FULL, generator, cores),
         "stores": lambda: stores.measure(stores.QUICK if options.quick else stores.FULL, generator, cores),
     }
     reports = {name: part() for name, part in parts.items() if options.part in {name, "all"}}
@@ -120,7 +121,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure what a check costs.")
     parser.add_argument(
         "--part",
-        choices=("embedded", "client", "middlewares", "leases", "stores", "all"),
+        choices=("embedded", "client", "middlewares", "leases", "envoy", "stores", "all"),
         default="all",
         help="what is measured",
     )

