@@ -50,7 +50,7 @@ for line in sys.stdin:
         kubernetes_validate.validate(found, version, strict=True)
     except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
         wrong += 1
-        print(f"{what}, {version}, {found['kind']} {found['metadata']['name']}: {error}")
+        print(f"{what}, {version}, {found['kind']} {found['metadata']['name']}: {error.message[:300]}")
 sys.exit(wrong > 0)
 """
 # Kinds of other projects: their schemas are not Kubernetes'.
