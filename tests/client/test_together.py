@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from formgate import Check
+from formgate import AsyncClient, Check
 from formgate.errors import DeadlineError
 from formgate.v1 import authorization_pb2 as pb
 from formgate.verdict import Verdict
@@ -169,12 +170,9 @@ def test_never_more_in_a_call_than_the_service_takes(server: Scripted) -> None:
 
 def test_who_waits_no_more_is_not_asked_for(server: Scripted) -> None:
     """A task that is cancelled takes nothing from the others of its call."""
-    import asyncio  # noqa: PLC0415
-
-    from formgate import AsyncClient  # noqa: PLC0415
 
     async def run() -> list[Any]:
-        async with AsyncClient(server.address, timeout=10) as client:
+        async with AsyncClient(server.address, timeout=10, leases=False) as client:
             tasks = [asyncio.create_task(client.check(f"k{number}")) for number in range(4)]
             await asyncio.sleep(0)
             tasks[1].cancel()
@@ -183,6 +181,25 @@ def test_who_waits_no_more_is_not_asked_for(server: Scripted) -> None:
     outcomes = asyncio.run(run())
     assert isinstance(outcomes[1], asyncio.CancelledError)
     assert keys([outcomes[0], *outcomes[2:]]) == ["k0", "k2", "k3"]
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_check_alone_that_is_cancelled_holds_up_nobody(turns: int, server: Scripted) -> None:
+    """Cancelled at any turn of the loop, it leaves nothing behind that the next check would wait for."""
+
+    async def run() -> list[str]:
+        async with AsyncClient(server.address, timeout=10, leases=False) as client:
+            for _ in range(3):
+                task = asyncio.create_task(client.check("gone"))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            assert client._line is None or client._line.together._alone == 0
+            assert client._line is None or client._line.together._under_way == 0
+            return [(await client.check("k")).message, (await client.check("l")).message]
+
+    assert asyncio.run(run()) == ["k", "l"]
 
 
 def test_a_close_lets_those_under_way_end(caller: Caller, server: Scripted) -> None:

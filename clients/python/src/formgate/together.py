@@ -29,11 +29,11 @@ class Send(Protocol):
 
 
 class _Waiting:
-    """A check that somebody waits for. ``deadline`` by the loop's clock."""
+    """A check that somebody waits for. ``deadline`` by the loop's clock. ``done`` None: it is alone, to be sent by itself."""
 
     __slots__ = ("again", "deadline", "done", "request")
 
-    def __init__(self, request: bytes, deadline: float, done: asyncio.Future[Verdict], *, again: bool) -> None:
+    def __init__(self, request: bytes, deadline: float, done: asyncio.Future[Verdict | None], *, again: bool) -> None:
         self.request = request
         self.again = again
         self.deadline = deadline
@@ -60,6 +60,8 @@ class Together:
         """Calls that the next one waits for."""
         self._scheduled = False
         self._calls: set[asyncio.Task[None]] = set()
+        self._alone = 0
+        """Calls that are no task of their own."""
 
     async def __call__(self, request: bytes, deadline: float, *, again: bool = False) -> Verdict:
         """Return the verdict. Raises FormgateError; DeadlineError when the loop's clock shows ``deadline``.
@@ -70,13 +72,19 @@ class Together:
         self._queue.append(waiting)
         if not self._under_way:
             self._schedule()  # when all that is ready has run: what else is asked in this moment goes along
-        return await waiting.done
+        try:
+            verdict = await waiting.done
+        except asyncio.CancelledError:
+            if not waiting.done.cancelled() and not waiting.done.exception() and waiting.done.result() is None:
+                self._end_alone()
+            raise
+        return await self._ask_alone(waiting) if verdict is None else verdict
 
     async def finish(self) -> None:
         """Wait for all that was asked; no longer than its deadlines."""
-        while self._queue or self._calls:
+        while self._queue or self._calls or self._alone:
             self._flush()
-            await asyncio.wait(self._calls) if self._calls else await asyncio.sleep(0)
+            await asyncio.wait(self._calls) if self._calls else await asyncio.sleep(0.001)
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -86,6 +94,10 @@ class Together:
         if not batch:
             return
         self._under_way += 1
+        if len(batch) == 1:
+            self._alone += 1
+            batch[0].done.set_result(None)  # who asks sends it himself: a task more would take longer
+            return
         call = self._loop.create_task(self._ask(batch))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
@@ -103,6 +115,25 @@ class Together:
                 batch.append(waiting)
             self._queue.popleft()
         return batch
+
+    async def _ask_alone(self, waiting: _Waiting) -> Verdict:
+        turn = _Turn(self)
+        patience = self._loop.call_later(PATIENCE_SECONDS, turn.end)
+        try:
+            seconds = waiting.deadline - self._loop.time()
+            (outcome,) = await self._send([waiting.request], max(seconds, 0.001), again=waiting.again)
+        finally:
+            self._alone -= 1
+            patience.cancel()
+            turn.end()
+        if isinstance(outcome, FormgateError):
+            raise outcome
+        return outcome
+
+    def _end_alone(self) -> None:
+        """Give up a call that was to be made by somebody who is cancelled."""
+        self._alone -= 1
+        self.go_on()
 
     async def _ask(self, batch: list[_Waiting]) -> None:
         turn = _Turn(self)
