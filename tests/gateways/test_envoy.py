@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from textwrap import indent
 from typing import Any, NamedTuple
 
+import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -312,3 +313,22 @@ def test_the_service_is_down(tmp_path: Any, upstream: Upstream) -> None:
             eventually(lambda: gateway.ask("/v1/me", secret).status == 200, 10, "a way in")
             server.kill()
             assert [gateway.ask("/v1/me", secret).status for _ in range(3)] == [503] * 3
+
+
+def test_a_grpc_upstream(gateway: Gateway, manager: Client, account: str) -> None:
+    """A caller of gRPC hears of a denial in its own way, with the policy's words as the message."""
+    used_up = make(manager, account, limits=[nouns.Limit(name="rate", amount=0, window=HOUR)]).secret
+    elsewhere = make(manager, account, ip_rules=["192.0.2.1"]).secret
+    told = {}
+    with grpc.insecure_channel(f"127.0.0.1:{gateway.envoy.port}") as channel:
+        for name, secret in {"none": "", "elsewhere": elsewhere, "used up": used_up}.items():
+            metadata = (("authorization", f"Bearer {secret}"),) if secret else ()
+            with pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary("/v1/me")(b"", metadata=metadata, timeout=5)
+            error: Any = refused.value
+            told[name] = (error.code(), json.loads(error.details())["error"]["reason"])
+    assert told == {
+        "none": (grpc.StatusCode.UNAUTHENTICATED, "MISSING_AUTHORIZATION"),
+        "elsewhere": (grpc.StatusCode.PERMISSION_DENIED, "IP_NOT_ALLOWED"),
+        "used up": (grpc.StatusCode.UNAVAILABLE, "RATE_LIMITED"),
+    }

@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.support.client import Client, new_token
 from tests.support.gateways import make
 from tests.support.server import Server
 from tests.support.upstream import ask
+from tests.support.workers import SupervisedServer
 
 pytest_plugins = ("tests.support.rpc",)
 
@@ -140,3 +142,15 @@ def test_headers_of_a_denial_end_where_they_end(rpc_server: Server) -> None:
     answer = ask(port(rpc_server), f"/denial?{packed}", [("x-formgate-token", rpc_server.token)])
     assert (answer.status, answer.body, answer.headers["x-c"]) == (429, b"no", "d")
     assert "x-evil" not in answer.headers
+
+
+def test_of_workers(tmp_path: Path) -> None:
+    """Workers share the listener as they share gRPC's port, and answer what is under way when they are asked to end."""
+    with SupervisedServer(tmp_path, "--auth-http", "127.0.0.1:0") as server:
+        assert port(server) > 0
+        for _ in range(3):
+            answer = ask(port(server), "/check?only=authenticate", [("x-formgate-token", server.token)])
+            assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer")
+        server.stop()
+    with pytest.raises(OSError, match="refused"):
+        ask(port(server), "/check")

@@ -28,10 +28,7 @@ from formgate_server.wire.gateways.requirement import Ambiguous, Request, Requir
 _PATH = "/envoy.service.auth.v3.Authorization/Check"
 _CHECKERS = frozenset({ServiceRole.CHECKER, ServiceRole.MANAGER})
 _OVERWRITE = 2
-_FORBIDDEN = 403
 _CODES = {401: code_pb2.UNAUTHENTICATED, 429: code_pb2.RESOURCE_EXHAUSTED}
-_UNKNOWN_STATUSES = frozenset({418, 425, 451})
-"""What a policy may answer and Envoy's enum has not."""
 
 
 class ExtAuthz:
@@ -102,7 +99,7 @@ def _denied(denial: HttpDenial, code: int) -> pb.CheckResponse:
     response = pb.CheckResponse()
     response.status.code = code
     denied = response.denied_response
-    denied.status.code = _FORBIDDEN if denial.status in _UNKNOWN_STATUSES else denial.status
+    denied.status.code = denial.status
     _add(denied.headers, denial.headers)
     denied.body = denial.body.decode()
     return response
