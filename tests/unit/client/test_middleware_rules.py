@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import ast
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -110,3 +113,18 @@ def test_limit_fields_are_structured_fields() -> None:
         ("ratelimit", '"rate";r=3, "account.rate";r=999999999999999, "a\\"\\\\?";r=0'),
     ]
     assert limit_fields(limits[3:], 0.0) == []
+
+
+def test_the_middlewares_import_no_framework() -> None:
+    """They fit beside whatever their user runs: no framework is loaded by them, and HTTP needs no gRPC either."""
+    code = """
+import sys
+import formgate.middleware.asgi, formgate.middleware.wsgi
+assert "grpc" not in sys.modules
+import formgate.middleware.grpc, formgate.testing
+known = set(sys.stdlib_module_names) | {"formgate", "grpc", "google"}
+new = {name.partition(".")[0] for name in sys.modules} - known
+print(sorted(name for name in new if not name.startswith(("_", "cython_runtime"))))
+"""
+    printed = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not set(ast.literal_eval(printed)) & {"fastapi", "starlette", "flask", "werkzeug", "django", "pydantic"}
