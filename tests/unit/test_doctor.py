@@ -75,6 +75,12 @@ def test_a_slip_of_the_pen_is_told() -> None:
     assert found.advice == "is it FORMGATE_PEPPER_FILE?"
 
 
+def test_what_kubernetes_tells_a_pod_is_no_slip() -> None:
+    """Of a Service named formgate it sets variables of its own."""
+    links = ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_GRPC", "PORT", "PORT_50051_TCP", "PORT_50051_TCP_ADDR"]
+    assert not list(machine.environment({f"FORMGATE_{name}": "x" for name in (*links, "HEADLESS_SERVICE_HOST")}))
+
+
 def test_every_variable_that_is_read_is_known() -> None:
     """By the server as a setting, else by a command or the client library."""
     sources = [*(ROOT / "service").rglob("*.py"), *(ROOT / "clients" / "python" / "src").rglob("*.py")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import time
@@ -25,6 +26,8 @@ OTHERS = frozenset({
     *("ADDRESS", "KEY", "TOKEN", "TOKEN_FILE", "TRACEBACK"),
     *("TLS", "TLS_CA_FILE", "TLS_CLIENT_CERT_FILE", "TLS_CLIENT_KEY_FILE", "TLS_SERVER_NAME"),
 })  # fmt: skip
+# What Kubernetes tells every pod of a Service whose name begins with formgate.
+_SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$")
 _SOON_DAYS = 14
 _DAY = 86_400
 _LITTLE_DISK = 1 << 30
@@ -35,7 +38,7 @@ def environment(variables: Mapping[str, str]) -> Iterator[Finding]:
     """Look for variables that nobody reads, such as those with a slip of the pen."""
     known = {f"FORMGATE_{name}" for name in OTHERS} | {f"FORMGATE_{name.upper()}" for name in Settings.model_fields}
     for name in sorted(variables):
-        if name.startswith("FORMGATE_") and name not in known:
+        if name.startswith("FORMGATE_") and name not in known and not _SERVICE_LINK.search(name):
             near = get_close_matches(name, known, 1)
             yield warn("settings", f"{name} is no setting", f"is it {near[0]}?" if near else "take it out")
 
