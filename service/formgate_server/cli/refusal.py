@@ -96,7 +96,8 @@ def _not_from_formgate(refusal: Refusal, server: Server, code: ExitCode) -> Comm
             f"no server answers at {server.address}",
             code,
             details=[refusal.message] if refusal.message else [],
-            hint="start one with `formgate serve`, or say where it is: --address HOST:PORT or FORMGATE_ADDRESS",
+            hint="start one with `formgate serve`, or say where it is: --address HOST:PORT or FORMGATE_ADDRESS"
+            + ("" if server.encrypted.wanted else "; to one that speaks TLS, say what to trust: --tls-ca-file FILE"),
         )
     if refusal.code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return CommandError(
