@@ -131,6 +131,12 @@ class World:
         check = authorization_pb2.CheckKeyRequest(key=secret, cost=0)
         return eventually(lambda: _code(self.outcome(check)), seconds + DEADLINE, "undecided")
 
+    def metrics(self) -> dict[str, float]:
+        """Return all of /metrics: name and labels as they stand there, and the value."""
+        with urllib.request.urlopen(f"http://{self.server.http}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines) if name[:1] != "#"}
+
     def is_ready(self) -> bool:
         """Ask the probe that load balancers ask."""
         with urllib.request.urlopen(f"http://{self.server.http}/readyz", timeout=5) as answer:
@@ -204,6 +210,38 @@ def test_redis_down_a_check_is_decided_by_shares(world: World, how: str) -> None
     )
     assert left.limits[0].remaining == 99 - admitted
     assert world.log.count("limits go by this process' share") == 1
+
+
+def test_redis_down_metrics_say_so(world: World) -> None:
+    """Gauges while it lasts, counters for ever: degraded, the breaker, what is not published, and for how long."""
+    key = world.key(world.account())
+    before = world.metrics()
+    assert before["formgate_redis_connections"] == 1
+    take_away(world.to_redis, "stall")
+    world.degraded(key.secret)
+    world.outcome(keys_pb2.RevokeKeyRequest(key_id=key.key.key_id))
+    late = "formgate_publication_age_seconds"
+    away = eventually(lambda: told if (told := world.metrics())[late] > 1.5 else None, HEALED, "unpublished")
+    for gauge in ('formgate_degraded{store="counters"}', 'formgate_circuit_breaker_open{store="redis"}'):
+        assert (before[gauge], away[gauge]) == (0, 1)
+    assert away["formgate_redis_connections"] == 0
+    assert away["formgate_changes_unpublished"] == 1
+    assert away["formgate_poll_age_seconds"] < 1.5 < away[late]
+    assert away['formgate_allowed_seconds{setting="max_staleness"}'] == STALENESS
+    for counter in (
+        'formgate_degraded_seconds_total{store="counters"}',
+        'formgate_circuit_breaker_open_seconds_total{store="redis"}',
+        'formgate_circuit_breaker_openings_total{store="redis"}',
+        'formgate_publications_total{by="change",outcome="failed"}',
+        "formgate_checks_degraded_total",
+    ):
+        assert away[counter] >= before[counter] + 1, counter
+    world.restore()
+    after = world.metrics()
+    for gauge in ('formgate_degraded{store="counters"}', 'formgate_circuit_breaker_open{store="redis"}'):
+        assert after[gauge] == 0
+    assert eventually(lambda: world.metrics()[late] < 1.5, HEALED, "published")
+    assert world.metrics()["formgate_changes_unpublished"] == 0
 
 
 @HOW
