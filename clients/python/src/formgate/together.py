@@ -29,7 +29,10 @@ class Send(Protocol):
 
 
 class _Waiting:
-    """A check that somebody waits for. ``deadline`` by the loop's clock. ``done`` None: it is alone, to be sent by itself."""
+    """A check that somebody waits for; ``deadline`` by the loop's clock.
+
+    ``done`` with None: it is alone, and to be sent by whoever asks.
+    """
 
     __slots__ = ("again", "deadline", "done", "request")
 
