@@ -11,7 +11,8 @@ from formgate_server.policies.policy import load
 
 ROOT = Path(__file__).parents[2]
 CODE = ("service", "clients", "protos", "bench", "scripts")
-SUFFIXES = {".py", ".pyi", ".proto", ".lua", ".toml", ".sh", ".mako", ""}
+SUFFIXES = {".py", ".pyi", ".proto", ".lua", ".toml", ".sh", ".mako", ".ts", ".mjs", ""}
+FETCHED = {"__pycache__", ".venv", "node_modules", "dist"}
 PLATFORMS = ("jotform", "proforms", "jodoo", "siteplot", "formbricks")
 PREFIXES = ("jf_", "pf_", "jd_", "sk_live_", "sk_test_", "fbk_")
 
@@ -19,7 +20,7 @@ PREFIXES = ("jf_", "pf_", "jd_", "sk_live_", "sk_test_", "fbk_")
 def code() -> list[Path]:
     """Return every file of code; the policies themselves are none."""
     found = [path for folder in CODE for path in (ROOT / folder).rglob("*") if path.is_file()]
-    kept = [path for path in found if path.suffix in SUFFIXES and not {"__pycache__", ".venv"} & set(path.parts)]
+    kept = [path for path in found if path.suffix in SUFFIXES and not FETCHED & set(path.parts)]
     return [path for path in kept if path.parent.name != "policies" or path.suffix != ".toml"]
 
 
