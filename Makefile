@@ -82,7 +82,7 @@ release-image: $(DEV) ## With a release: make its contract the one that must not
 	cd protos && ../$(BIN)/buf build --exclude-source-info --output image/released.binpb
 
 clean: ## Remove what make has made (never ./formgate-data)
-	rm -rf $(VENV) .venv-* dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-* dist clients/typescript/dist clients/typescript/node_modules .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The locked packages, then ourselves, editable and without resolving anything again.

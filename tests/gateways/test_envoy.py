@@ -323,8 +323,9 @@ def test_a_grpc_upstream(gateway: Gateway, manager: Client, account: str) -> Non
     with grpc.insecure_channel(f"127.0.0.1:{gateway.envoy.port}") as channel:
         for name, secret in {"none": "", "elsewhere": elsewhere, "used up": used_up}.items():
             metadata = (("authorization", f"Bearer {secret}"),) if secret else ()
+            call: Any = channel.unary_unary("/v1/me")
             with pytest.raises(grpc.RpcError) as refused:
-                channel.unary_unary("/v1/me")(b"", metadata=metadata, timeout=5)
+                call(b"", metadata=metadata, timeout=5)
             error: Any = refused.value
             told[name] = (error.code(), json.loads(error.details())["error"]["reason"])
     assert told == {
