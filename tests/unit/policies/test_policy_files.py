@@ -33,6 +33,7 @@ TOP = {
     "methods": '{ GET = "READ", "*" = "MANAGE" }',
     "api_groups": '["a"]',
     "usage_tags": '["t"]',
+    "longest_lease": '"500ms"',
 }
 TABLES = {
     "permissions": {'"forms.view"': '"READ"'},
@@ -107,6 +108,7 @@ def test_every_field() -> None:
     assert policy.levels == {Level.READ: "Viewer", Level.WRITE: "Editor", Level.MANAGE: "Owner"}
     assert policy.methods == {"GET": Level.READ, "*": Level.MANAGE}
     assert (policy.api_groups, policy.usage_tags) == (frozenset({"a"}), ("t",))
+    assert policy.longest_lease == 500_000
     keys = policy.keys
     assert (keys.most, keys.creators, keys.needs_creator) == (1, frozenset({Role.MEMBER}), True)
     assert keys.ungranted == (Grant(EVERYTHING, (), Level.WRITE),)
@@ -177,6 +179,7 @@ def test_limits(limit: str, per: object) -> None:
         "methods": ['{ get = "READ" }', '{ GET = "ALL" }', '{ "" = "READ" }', '{ "G T" = "READ" }', '{ GET = "NONE" }'],
         "api_groups": ['[""]', '["a b"]', '"a"', "[1]", '[".a"]', "{}"],
         "usage_tags": ['["a", "b", "c", "d"]', '["a b"]', '"a"'],
+        "longest_lease": ['"0s"', '"11s"', '"1m"', "1", '"-1s"', '""'],
         "colour": ['"red"', "{}"],
         'permissions."forms.view"': ['"ALL"', "1", '""', '"read"'],
         "permissions.forms": ['"READ"'],
@@ -307,8 +310,8 @@ def test_reasons() -> None:
     [
         ({"levels": None}, "tiny.toml:5: methods.GET: READ"),
         ({"levels": '{ READ = "Viewer", WRITE = "Editor" }'}, "tiny.toml:6: methods.*: MANAGE"),
-        ({"levels": '{ READ = "Viewer", MANAGE = "Owner" }'}, "tiny.toml:15: keys.ungranted: WRITE"),
-        ({"levels": None, "methods": None}, "tiny.toml:13: keys.ungranted: WRITE"),
+        ({"levels": '{ READ = "Viewer", MANAGE = "Owner" }'}, "tiny.toml:16: keys.ungranted: WRITE"),
+        ({"levels": None, "methods": None}, "tiny.toml:14: keys.ungranted: WRITE"),
     ],
 )
 def test_a_level_that_is_not_offered(changes: dict[str, str | None], told: str) -> None:
