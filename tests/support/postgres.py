@@ -137,15 +137,22 @@ def _reachable(folder: Path) -> Path:
 
 
 class PostgresServer:
-    """A folder with a cluster, and its server, if it runs. ``durable``: its files are whole after `kill -9`."""
+    """A folder with a cluster, and its server, if it runs.
 
-    def __init__(self, *options: str, durable: bool = False) -> None:
+    ``durable``: its files are whole after `kill -9`. ``certificate``: it takes TLS, with these files of a certificate
+    and its key.
+    """
+
+    def __init__(self, *options: str, durable: bool = False, certificate: tuple[Path, Path] | None = None) -> None:
         """Take settings, each ``name=value``, that win over the usual ones."""
         self.folder = Path(tempfile.mkdtemp(prefix="formgate-postgres-"))
         self.password = secrets.token_hex(8)
         self.port = 0
         self._given = options
+        self._certificate = certificate
         self._options = (*_SMALL, *_UNSYNCED, *(() if durable else _QUICK), "max_connections=100", *options)
+        if certificate:
+            self._options += ("ssl=on",)
         self._process: subprocess.Popen[bytes] | None = None
 
     def url(self, database: str = "postgres", **query: str) -> URL:
@@ -180,6 +187,12 @@ class PostgresServer:
                 os.chown(path, uid, gid)
         made = ("--username=postgres", "--auth=password", f"--pwfile={words}", "--encoding=UTF8", "--locale=C.UTF-8")
         _run(str(programs() / "initdb"), "--no-sync", "--no-instructions", *made, f"--pgdata={self.folder / 'data'}")
+        for source, name in zip(self._certificate or (), ("server.crt", "server.key"), strict=False):
+            target = self.folder / "data" / name
+            shutil.copyfile(source, target)
+            target.chmod(0o600)
+            if uid:
+                os.chown(target, uid, gid)
 
     @contextmanager
     def standby(self) -> Iterator[PostgresServer]:

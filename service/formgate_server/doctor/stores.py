@@ -82,7 +82,8 @@ def _of_facts(facts: sql.Facts, given: Settings) -> Iterator[Finding]:
     if facts.forgetful:
         yield fail(_DATABASE, "it may lose what it has acknowledged", "turn synchronous_commit on")
     if facts.in_clear:
-        yield warn(_DATABASE, "it is spoken to in clear over a network", "add ?sslmode=verify-full to the URL")
+        advice = "add ?sslmode=verify-full to the URL, and &sslrootcert=FILE for an authority that the system has not"
+        yield warn(_DATABASE, "it is spoken to in clear over a network", advice)
     wanted = given.database_pool * given.sharers
     if facts.connections is not None and wanted > facts.connections:
         yield warn(

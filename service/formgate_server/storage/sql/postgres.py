@@ -24,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from formgate_server.core.finishing import Finishing
 from formgate_server.storage.sql.errors import unavailable
 from formgate_server.storage.sql.parts import Parts
+from formgate_server.storage.sql.postgres_tls import system_trust
 from formgate_server.storage.sql.postgres_url import hosts_of
 from formgate_server.storage.sql.turns import Turns
 
@@ -124,6 +125,7 @@ class Connector:
     def __init__(self, url: str, settings: dict[str, str] | None = None, *, any_server: bool = False) -> None:
         """Take the ``settings`` of its sessions. ``any_server``: a standby will do."""
         self._urls = hosts_of(url)
+        self._trust = system_trust(self._urls[0])
         self._settings = {**_SESSION, **(settings or {})}
         if "application_name=" in url:
             del self._settings["application_name"]
@@ -139,6 +141,7 @@ class Connector:
                 connection = await asyncpg.connect(
                     url,
                     timeout=_CONNECT_SECONDS,
+                    ssl=None if self._trust is None else self._trust(),
                     server_settings=self._settings,
                     target_session_attrs=self._wanted,
                     max_cached_statement_lifetime=0,
