@@ -8,11 +8,13 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from formgate.v1 import resources_pb2 as nouns
-from tests.support.client import Client, new_token
+from formgate_server.wire.envoy import ext_authz_pb2 as pb
+from tests.support.client import SECOND_POLICY, Client, new_account, new_token
 from tests.support.gateways import make
 from tests.support.server import Server
 from tests.support.upstream import ask
@@ -45,6 +47,24 @@ def read_all(connection: socket.socket) -> bytes:
 def port(server: Server) -> int:
     """Return the listener's port."""
     return int(server.auth_http.rpartition(":")[2])
+
+
+def envoy_asks(
+    server: Server, secret: str, method: str, extensions: dict[str, str], headers: dict[str, str] | None = None
+) -> Any:
+    """Ask as Envoy does."""
+    request = pb.CheckRequest()
+    http = request.attributes.request.http
+    http.method, http.path = method, "/v1/forms/f1"
+    http.headers.update({"authorization": f"Bearer {secret}", **(headers or {})})
+    request.attributes.context_extensions.update(extensions)
+    with server.channel() as channel:
+        call: Any = channel.unary_unary(
+            "/envoy.service.auth.v3.Authorization/Check",
+            request_serializer=pb.CheckRequest.SerializeToString,
+            response_deserializer=pb.CheckResponse.FromString,
+        )
+        return call(request, metadata=server.metadata, timeout=10)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +146,23 @@ def test_routes_that_say_nothing(rpc_server: Server, manager: Client, account: s
     """A requirement that is missing, broken, misspelt or not to be met is no yes, whoever asks."""
     headers = [("authorization", f"Bearer {make(manager, account).secret}"), ("x-formgate-token", rpc_server.token)]
     assert ask(port(rpc_server), f"/check{query}", headers).status == 500
+
+
+def test_a_method_that_says_nothing(rpc_server: Server, manager: Client) -> None:
+    """By method alone, keys of a policy that ignores methods are denied, by HTTP and Envoy; the log says so once."""
+    account = new_account(manager, policy=SECOND_POLICY)
+    secret = make(manager, account, grants=[nouns.Grant(resource="*", level=nouns.LEVEL_READ)]).secret
+    shown = [("authorization", f"Bearer {secret}"), ("x-formgate-token", rpc_server.token)]
+    shown.append(("x-forwarded-method", "DELETE"))
+    for route, status in (("method=request", 403), ("method=DELETE", 403), ("only=authenticate", 200)):
+        assert ask(port(rpc_server), f"/check?{route}", shown).status == status, route
+    for _ in range(2):
+        extensions = {"method": "request", "resource": "sites/only-here"}
+        assert envoy_asks(rpc_server, secret, "DELETE", extensions).denied_response.status.code == 403
+    assert envoy_asks(rpc_server, secret, "DELETE", {"only": "authenticate"}).HasField("ok_response")
+    lines = [line for line in rpc_server.log.splitlines() if "requires a method only" in line]
+    assert len(lines) == 3, lines  # one a route
+    assert all(SECOND_POLICY in line for line in lines)
 
 
 @pytest.mark.parametrize("packed", ["", "%%%", "W10=", "AAAA", "null", '[200,[],""]', '[100,[],""]', "[429]", "[]"])

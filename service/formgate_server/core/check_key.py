@@ -206,6 +206,13 @@ def _counts(record: KeyRecord, query: CheckQuery, caller: Caller) -> bool:
     return query.policy in ("", policy) and sees(caller, record.key.account_id, policy)
 
 
+def _says_nothing(query: CheckQuery, policy: Policy) -> bool:
+    """Tell whether a check that relies on its method has none, or one that the policy ignores."""
+    return query.by_method and not (query.http_method and policy.methods)
+
+
 def _wanted(query: CheckQuery, policy: Policy) -> Wanted:
-    level = Level.UNSPECIFIED if query.permissions else policy.level_of(query.http_method)
+    level: Level | None = Level.UNSPECIFIED
+    if not query.permissions:
+        level = None if _says_nothing(query, policy) else policy.level_of(query.http_method)
     return Wanted(query.permissions, level, query.resources, query.api_group, query.environment, query.source_ip)

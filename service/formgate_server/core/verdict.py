@@ -79,6 +79,8 @@ class CheckQuery(NamedTuple):
     cost: int = 1
     policy: str = ""
     explain: bool = False
+    by_method: bool = False
+    """Whether the method says what is needed, and nothing else does: a policy that ignores methods denies it."""
 
     def __repr__(self) -> str:
         """Show no secret."""

@@ -96,6 +96,21 @@ def test_where_a_key_is() -> None:
     assert query(asked, only="authenticate") == CheckQuery(authorization="", source_ip="192.0.2.1")
 
 
+def test_by_method() -> None:
+    """A route that names no permission relies on the method, if it says one: the check says so, to be denied by it."""
+    for said, by_method in (
+        ({"method": "request"}, True),
+        ({"method": "DELETE"}, True),
+        ({"method": "request", "resource": "forms/{3}"}, True),
+        ({"method": "request", "permission": "forms.read"}, False),
+        ({"resource": "forms/{3}"}, False),
+        ({"only": "authenticate"}, False),
+    ):
+        asked = query(REQUEST, **said)
+        assert isinstance(asked, CheckQuery)
+        assert asked.by_method is by_method, said
+
+
 def test_what_the_gateway_does_not_tell() -> None:
     """A route that asks for what the gateway did not tell is an error, never a check that asks for less."""
     silent = Request("", "", {})

@@ -54,6 +54,7 @@ class ExtAuthz:
         began = perf_counter()
         verdict = await self._check_key(query, caller)
         metrics.decided(verdict.reason, perf_counter() - began, degraded=verdict.degraded)
+        requirement.heed(verdict)
         response = self._allowed(verdict, requirement, asked) if verdict.allowed else self._denied(verdict)
         _note(response, verdict)
         return response.SerializeToString(), verdict

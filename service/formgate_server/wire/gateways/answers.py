@@ -91,6 +91,7 @@ class Answers:
             began = time.perf_counter()
             verdict = await self._check_key(query, caller)
             metrics.decided(verdict.reason, time.perf_counter() - began, degraded=verdict.degraded)
+            requirement.heed(verdict)
             if verdict.allowed and verdict.record is not None:
                 limits = told.rate_limit(verdict.limits, self._clock.now())
                 return HttpDenial(200, (*told.identity(verdict.record.key), *limits), b"")

@@ -4,7 +4,8 @@
 permission     Names, separated by commas: all are needed.
 resource       Paths, separated by commas: one of them must be covered. ``{2}`` is the second segment of the request's
                path, ``{2*}`` the second and all that follow.
-method         ``request``: the request's own, which the policy maps to a level; or one, such as ``GET``.
+method         ``request``: the request's own, which the policy maps to a level; or one, such as ``GET``. Where no
+               permission is said, keys of a policy without ``methods`` are denied: it would ask nothing of them.
 only           ``authenticate``: the route asks for nothing but a good key.
 api_group      The API group of the route.
 environment    ``live`` or ``test``: what the key must be of.
@@ -32,7 +33,7 @@ import structlog
 from formgate_server.core import fields
 from formgate_server.core.errors import InvalidArgumentError
 from formgate_server.core.model import Environment
-from formgate_server.core.verdict import CheckQuery
+from formgate_server.core.verdict import CheckQuery, Reason, Verdict
 from formgate_server.wire.gateways import target
 
 _log = structlog.get_logger("formgate.gateways")
@@ -104,7 +105,9 @@ class Requirement:
             environment=_environment(parameters.get("environment", "")),
             cost=fields.number(_number(parameters.get("cost", "1")), "cost"),
             policy=fields.identifier(parameters.get("policy", ""), "policy"),
+            by_method=bool(self._method) and "permission" not in parameters,
         )
+        self._policies_told: set[str] = set()
         self.key_headers = tuple(name for name in self._keys if not name.startswith(_QUERY))
         """The headers that a key may be in: they are not for who stands behind the gateway."""
         self.key_parameters = tuple(name.removeprefix(_QUERY) for name in self._keys if name.startswith(_QUERY))
@@ -134,6 +137,16 @@ class Requirement:
             resources=tuple(resources),
             http_method=method,
         )
+
+    def heed(self, verdict: Verdict) -> None:
+        """Tell who runs the gateway, once, that keys of a policy can never do what the route requires."""
+        if not self._same.by_method or verdict.reason is not Reason.PERMISSION_DENIED or verdict.record is None:
+            return
+        policy = verdict.record.policy
+        if not policy.methods and policy.name not in self._policies_told:
+            self._policies_told.add(policy.name)
+            why = "the policy has no `methods`: say a permission, or no method"
+            _log.warning("a gateway's route requires a method only; it is denied", policy=policy.name, why=why)
 
     def _credential(self, request: Request) -> tuple[str | None, str | None]:
         """Return the key or the Authorization header's value, one of both; an empty one where there is neither."""
