@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from formgate.errors import FieldViolation, InvalidRequestError
 from formgate.rules.grants import Level
@@ -13,11 +13,8 @@ from formgate.v1.resources_pb2 import Environment as Environment_
 from formgate.verdict import Environment
 
 
-class Check(NamedTuple):
-    """One question: may this key do that? Exactly one of ``key`` and ``authorization`` is set.
-
-    All but ``strict`` and ``level``, which are for the client itself, are as in ``formgate.v1.CheckKeyRequest``.
-    """
+class _Fields(NamedTuple):
+    """What a check consists of."""
 
     key: str | None = None
     authorization: str | None = None
@@ -39,9 +36,46 @@ class Check(NamedTuple):
     level: Level | str | None = None
     """How much the request would do, for the fail mode. None: as its HTTP method says, else MANAGE."""
 
+
+class Check(_Fields):
+    """One question: may this key do that? Exactly one of ``key`` and ``authorization`` is set.
+
+    All but ``strict`` and ``level``, which are for the client itself, are as in ``formgate.v1.CheckKeyRequest``.
+
+    Permissions and resources are read here, once: a generator that one reader had emptied would say to the next that
+    nothing is needed.
+    """
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # the fields say more
+
+        def __new__(cls, *given: Any, **named: Any) -> Self:  # noqa: ANN401, D102 - see the fields
+            asked = super().__new__(cls, *given, **named)
+            if asked.permissions.__class__ is tuple and asked.resources.__class__ is tuple:
+                return asked
+            return cls._make(asked)
+
+        @classmethod
+        def _make(cls, iterable: Iterable[Any]) -> Self:  # ``_replace`` comes by here, too
+            fields = list(iterable)
+            fields[_PERMISSIONS] = _read(fields[_PERMISSIONS])
+            fields[_RESOURCES] = _read(fields[_RESOURCES])
+            return super()._make(fields)
+
     def __repr__(self) -> str:
         """Show no secret."""
         return f"Check(permissions={self.permissions!r}, resources={self.resources!r}, cost={self.cost!r})"
+
+
+_PERMISSIONS, _RESOURCES = map(_Fields._fields.index, ("permissions", "resources"))
+
+
+def _read(given: Any) -> Any:  # noqa: ANN401 - a caller's, of whatever type
+    """Return what can be read again; what can not be read at all stays, and ``several`` refuses it."""
+    if isinstance(given, str | tuple | bytes | Mapping) or not isinstance(given, Iterable):
+        return given
+    return tuple(given)
 
 
 def to_request(check: Check) -> pb.CheckKeyRequest:
@@ -68,9 +102,17 @@ def to_request(check: Check) -> pb.CheckKeyRequest:
         raise _invalid("request", "has a value of the wrong type, or text that is no Unicode") from None
 
 
-def several(given: Sequence[str]) -> Sequence[str]:
-    """Return what is given, or the one text that is."""
-    return (given,) if isinstance(given, str) else given
+def several(given: Iterable[str]) -> tuple[str, ...]:
+    """Return what is given, or the one text that is.
+
+    Raises TypeError for all but a text, a tuple and a list: what is read twice must be there twice, and what is missing
+    (None) must not say that nothing is needed.
+    """
+    if isinstance(given, str):
+        return (given,)
+    if not isinstance(given, tuple | list):
+        raise TypeError("texts in a tuple or a list")
+    return tuple(given)
 
 
 def _environment(given: Environment | str | None) -> Environment_.ValueType:

@@ -94,7 +94,11 @@ class Common:
         """Return the verdict where this process may give it; None: the service is to be asked."""
         if self.leases is None or check.strict or check.explain or check.request_id or check.tags:
             return None
-        return self.leases.decide(check.key, check.authorization, shape_of(check), check.cost)
+        try:
+            shape = shape_of(check)
+        except TypeError:  # what it says is for ``request``, which refuses it
+            return None
+        return self.leases.decide(check.key, check.authorization, shape, check.cost)
 
     def undecided(self, check: Check, error: FormgateError) -> Verdict:
         """Return the verdict on a check that the service did not decide. Raises ``error`` where the call was wrong."""

@@ -312,8 +312,8 @@ class _KnownKey:
 def _shape(check: Check) -> tuple[object, ...]:
     """Return all of a check that decides, but for its credential and cost."""
     return (
-        tuple(several(check.permissions)),
-        tuple(several(check.resources)),
+        several(check.permissions),
+        several(check.resources),
         check.api_group,
         check.environment,
         check.http_method,

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final, Protocol
 
-from formgate.asking import Check
+from formgate.asking import Check, several
 from formgate.counters import Counters
 from formgate.errors import BrokenAnswerError
 from formgate.leased import Lease, LeasedRules, Shape
@@ -136,11 +136,11 @@ class Leases:
             return None
         try:
             reason = lease.reasons[shape]
-        except (KeyError, TypeError):  # new, or lists, which have no hash
+        except (KeyError, TypeError):  # new, or a list, which has no hash
             try:
                 shape = _hashable(shape)
                 reason = lease.reason(shape)
-            except TypeError:  # what is of no use at all
+            except TypeError:  # a generator, say, which is not to be read here; or what is of no use at all
                 return None
         if reason is not Reason.OK:
             return lease.denials.get(shape)
@@ -382,8 +382,8 @@ def shape_of(check: Check) -> Shape:
     return _hashed(permissions), _hashed(resources), api_group, environment, http_method, source_ip, policy
 
 
-def _hashed(several: Any) -> Any:  # noqa: ANN401 - a caller's, of whatever type
-    return several if isinstance(several, str | tuple) else tuple(several)
+def _hashed(given: Any) -> Any:  # noqa: ANN401 - a caller's, of whatever type
+    return given if given.__class__ is tuple or given.__class__ is str else several(given)
 
 
 def _hashable(shape: Shape) -> Shape:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from formgate.answers import read_key, read_limit
+from formgate.asking import several
 from formgate.errors import BrokenAnswerError
 from formgate.rules.addresses import AddressRules, parse_address
 from formgate.rules.grants import Catalogue, Grant, Grants, Level
@@ -51,8 +52,7 @@ class LeasedRules:
     def reason(self, shape: Shape) -> Reason | None:
         """Return the reason of the verdict, limits aside; None: that is for the service to say, bad calls too."""
         permissions, resources, api_group, environment, http_method, source_ip, policy = shape
-        permissions = (permissions,) if isinstance(permissions, str) else tuple(permissions)
-        resources = (resources,) if isinstance(resources, str) else tuple(resources)
+        permissions, resources = several(permissions), several(resources)
         wanted_environment = _environment(environment)
         if (
             wanted_environment is None

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from itertools import count
 from types import MappingProxyType
 
-from formgate.asking import Check, to_request
+from formgate.asking import Check, several, to_request
 from formgate.errors import FieldViolation, FormgateError, InvalidRequestError, UnavailableError
 from formgate.fallback import denied
 from formgate.middleware.paths import is_resource
@@ -236,10 +236,10 @@ class _Account:
 
 def _wanted(check: Check) -> Wanted:
     level: Level | None = Level.UNSPECIFIED
-    permissions = (check.permissions,) if isinstance(check.permissions, str) else tuple(check.permissions)
+    permissions = several(check.permissions)
     if check.http_method and not permissions:
         level = _METHODS.get(check.http_method)
-    resources = (check.resources,) if isinstance(check.resources, str) else tuple(check.resources)
+    resources = several(check.resources)
     environment = to_request(check).environment
     return Wanted(permissions, level, resources, check.api_group, environment, check.source_ip)
 
