@@ -381,5 +381,7 @@ def test_rules_that_can_not_be_meant_are_refused(rules: list[Any]) -> None:
     """A mistyped name, or two rules for one method: the server does not start."""
     with pytest.raises(ValueError, match="method"):
         FormgateInterceptor(FakeFormgate().client, rules)
-    with pytest.raises(ValueError, match="only_authenticate"):
-        Method("/sites.Sites/One", resources=["sites/s1"])
+    nothing: list[dict[str, Any]] = [{}, {"by_method": True}, {"permissions": []}]
+    for wanted in nothing:
+        with pytest.raises(ValueError, match="only_authenticate"):
+            Method("/sites.Sites/One", resources=["sites/s1"], **wanted)

@@ -438,7 +438,9 @@ def test_resources_that_a_function_makes(make: Make, fake: FakeFormgate) -> None
 @pytest.mark.parametrize(
     ("rule", "permissions", "method", "status"),
     [
-        (Rule("*", "/forms/{form_id}"), ("forms.read",), "DELETE", 403),
+        (Rule("*", "/forms/{form_id}", by_method=True), ("forms.read",), "DELETE", 403),
+        (Rule("*", "/forms/{form_id}", by_method=True, resources="forms/{form_id}"), ("*",), "DELETE", 200),
+        (Rule("*", "/forms/{form_id}", by_method=True, resources="forms/{form_id}"), ("*",), "WEBSOCKET", 403),
         (Rule("*", "/forms/{form_id}", only_authenticate=True), (), "DELETE", 200),
         (Rule("*", "/forms/{form_id}", only_authenticate=True, resources=["sites/s1"]), (), "GET", 403),
     ],
@@ -446,7 +448,7 @@ def test_resources_that_a_function_makes(make: Make, fake: FakeFormgate) -> None
 def test_rules_without_permissions(
     make: Make, fake: FakeFormgate, rule: Rule, permissions: tuple[str, ...], method: str, status: int
 ) -> None:
-    """Without permissions the policy says what the method needs; ``only_authenticate`` needs a good key and no more."""
+    """By method the policy says what is needed; ``only_authenticate`` needs a good key and no more."""
     key = fake.add_key(grants=[Grant("forms/f1", permissions)] if permissions else [])
     assert make(fake, [rule])("/forms/f1", method, key.headers).status == status
 
@@ -454,7 +456,16 @@ def test_rules_without_permissions(
 def test_all_of_a_rule_is_asked(make: Make, fake: FakeFormgate) -> None:
     """API group, environment, cost, policy and strictness go to the client as they are written."""
     fake.deny(Reason.PERMISSION_DENIED)
-    rule = Rule("GET", "/forms/{form_id}", api_group="v2", environment="LIVE", cost=5, policy="default", strict=True)
+    rule = Rule(
+        "GET",
+        "/forms/{form_id}",
+        by_method=True,
+        api_group="v2",
+        environment="LIVE",
+        cost=5,
+        policy="default",
+        strict=True,
+    )
     make(fake, [rule])("/forms/f1")
     (check,) = fake.checks
     assert (check.api_group, check.environment, check.cost, check.policy) == ("v2", "LIVE", 5, "default")

@@ -9,6 +9,7 @@ from fastapi import WebSocket as FastapiWebSocket
 from flask import Flask
 
 from formgate.middleware import ByRoute, Open, Rule, asgi, current_verdict, wsgi
+from formgate.middleware.guard import Asker
 from formgate.testing import FakeFormgate, FakeKey, FakeLimit, Grant, Reason
 from tests.support.calling import AsgiCall, Call, WsgiCall
 
@@ -201,6 +202,37 @@ def test_a_websocket_is_denied_as_http_where_the_server_can(
     assert (body["type"], body["body"]) == ("websocket.http.response.body", words.body)
     (close,) = Socket(sockets, f"{path}/f2", key, extensions=False).sent
     assert close == {"type": "websocket.close", "code": 1008}
+
+
+def test_no_method_says_what_a_websocket_needs(
+    fake: FakeFormgate, key: FakeKey, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rule by method for any method, and a route that asks by method, deny a handshake; nobody is asked."""
+    app = FastAPI(openapi_url=None)
+
+    @app.websocket("/asks/{form_id}")
+    async def asks(socket: FastapiWebSocket, form_id: str, _: object = Depends(asgi.requires(by_method=True))) -> None:
+        await socket.accept()
+
+    for rule in (Rule("*", "/asks/{form_id}", by_method=True), ByRoute("*", "/asks/{form_id}")):
+        guarded = asgi.FormgateMiddleware(app, fake.async_client, [rule])
+        start, _ = Socket(guarded, "/asks/f1", key, extensions=True).sent
+        assert start["status"] == 403
+    assert not fake.checks
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+
+
+def test_an_asker_shows_no_secret() -> None:
+    """What a request tells of its client may be logged by whoever debugs: its key is not in it."""
+    shown = repr(Asker("GET", "Bearer pf_secret", "pf_secret", "", "192.0.2.1"))
+    assert shown == "Asker(GET, peer='192.0.2.1')"
+
+
+def test_a_route_that_says_nothing_is_refused() -> None:
+    """``requires`` without anything does not mean that any key will do."""
+    for requires in (asgi.requires, wsgi.requires):
+        with pytest.raises(ValueError, match="only_authenticate"):
+            requires(resources=["forms/f1"])
 
 
 def test_a_websocket_needs_a_rule_of_its_own(sockets: Any, key: FakeKey) -> None:

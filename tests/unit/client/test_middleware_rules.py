@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ from formgate.middleware.answers import limit_fields
 from formgate.middleware.proxies import TrustedProxies
 from formgate.middleware.rules import Line, Rules
 from formgate.verdict import Holder, LimitStatus
+
+good = partial(Rule, only_authenticate=True)
+"""Any good key will do."""
 
 
 @pytest.mark.parametrize(
@@ -39,12 +43,12 @@ def test_the_narrowest_path_decides(method: str, path: str, found: str | None) -
     rules = Rules(
         [
             Open("GET", "/"),
-            Rule("GET", "/forms/export"),
-            Rule("GET", "/forms/{form_id}", resources=["forms/{form_id}"]),
-            Rule("DELETE", "/forms/{id}", resources=["forms/{id}"]),
+            good("GET", "/forms/export"),
+            good("GET", "/forms/{form_id}", resources=["forms/{form_id}"]),
+            good("DELETE", "/forms/{id}", resources=["forms/{id}"]),
             Open("GET", "/files/{name:path}"),
             ByRoute("*", "/any/{id}"),
-            Rule("WEBSOCKET", "/live"),
+            good("WEBSOCKET", "/live"),
         ]
     )
     line = rules.find(method, path)
@@ -54,22 +58,22 @@ def test_the_narrowest_path_decides(method: str, path: str, found: str | None) -
 @pytest.mark.parametrize(
     ("rules", "told"),
     [
-        ([Rule("GET", "/forms/{id}"), Rule("GET", "/forms/export")], "never used"),
-        ([Rule("GET", "/{rest:path}"), Rule("POST", "/forms")], "never used"),
-        ([Rule("GET", "/forms/{id}"), Open("GET", "/forms/{form_id}")], "never used"),
-        ([Rule("*", "/forms"), Open("GET", "/forms")], "never used"),
-        ([Rule("GET", "/a/{x}/c"), Open("GET", "/a/b/{y}")], "neither is the narrower"),
-        ([Rule("GET", "/a/{x}/c"), Open("POST", "/a/b/{y:path}")], "neither is the narrower"),
-        ([Rule("GET", "forms")], "must begin with /"),
-        ([Rule("GET", "/forms//f1")], "no empty or dotted segment"),
-        ([Rule("GET", "/forms/../f1")], "no empty or dotted segment"),
-        ([Rule("GET", "/forms/{id}.json")], "a whole segment"),
-        ([Rule("GET", "/forms/{rest:path}/x")], "last segment"),
-        ([Rule("GET", "/{id}/{id}")], "twice"),
+        ([good("GET", "/forms/{id}"), good("GET", "/forms/export")], "never used"),
+        ([good("GET", "/{rest:path}"), good("POST", "/forms")], "never used"),
+        ([good("GET", "/forms/{id}"), Open("GET", "/forms/{form_id}")], "never used"),
+        ([good("*", "/forms"), Open("GET", "/forms")], "never used"),
+        ([good("GET", "/a/{x}/c"), Open("GET", "/a/b/{y}")], "neither is the narrower"),
+        ([good("GET", "/a/{x}/c"), Open("POST", "/a/b/{y:path}")], "neither is the narrower"),
+        ([good("GET", "forms")], "must begin with /"),
+        ([good("GET", "/forms//f1")], "no empty or dotted segment"),
+        ([good("GET", "/forms/../f1")], "no empty or dotted segment"),
+        ([good("GET", "/forms/{id}.json")], "a whole segment"),
+        ([good("GET", "/forms/{rest:path}/x")], "last segment"),
+        ([good("GET", "/{id}/{id}")], "twice"),
         ([Line("GET", "/forms")], "a Rule, Open or ByRoute"),
-        ([Rule("", "/forms")], "no method"),
-        ([Rule([], "/forms")], "no method"),
-        ([Rule("GET", "/forms/{id}", resources=["forms/{form_id}"])], "form_id"),
+        ([good("", "/forms")], "no method"),
+        ([good([], "/forms")], "no method"),
+        ([good("GET", "/forms/{id}", resources=["forms/{form_id}"])], "form_id"),
     ],
 )
 def test_a_table_that_can_not_be_meant_is_refused(rules: list[Any], told: str) -> None:
@@ -81,17 +85,23 @@ def test_a_table_that_can_not_be_meant_is_refused(rules: list[Any], told: str) -
 @pytest.mark.parametrize(
     "fields",
     [
+        {},
+        {"permissions": []},
         {"permissions": ["forms.read"], "only_authenticate": True},
-        {"resources": ["forms/../x"]},
-        {"resources": ["/forms"]},
-        {"resources": [""]},
-        {"resources": "forms/{id}x/{"},
+        {"permissions": ["forms.read"], "by_method": True},
+        {"only_authenticate": True, "by_method": True},
+        {"by_method": True, "method": "WEBSOCKET"},
+        {"by_method": True, "method": ["GET", "websocket"]},
+        {"only_authenticate": True, "resources": ["forms/../x"]},
+        {"only_authenticate": True, "resources": ["/forms"]},
+        {"only_authenticate": True, "resources": [""]},
+        {"only_authenticate": True, "resources": "forms/{id}x/{"},
     ],
 )
 def test_a_rule_that_can_not_be_meant_is_refused(fields: dict[str, Any]) -> None:
-    """It says so where it is written, and not at the first request."""
-    with pytest.raises(ValueError, match=r"only_authenticate|resource"):
-        Rule("GET", "/forms/{id}", **fields)
+    """It says so where it is written, and not at the first request; that nothing is needed is never left unsaid."""
+    with pytest.raises(ValueError, match=r"only_authenticate|resource|WebSocket"):
+        Rule(**{"method": "GET", "path": "/forms/{id}", **fields})
 
 
 def test_proxies_that_are_none_are_refused() -> None:

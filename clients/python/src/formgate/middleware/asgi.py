@@ -26,7 +26,7 @@ from typing import Any, Protocol, TypeAlias
 from formgate.middleware.answers import Answers
 from formgate.middleware.current import current_verdict
 from formgate.middleware.current import verdict as current
-from formgate.middleware.guard import Asker, BadValueError, Denial, Guard, checked, logger
+from formgate.middleware.guard import Asker, BadValueError, Denial, Guard, NoRuleError, checked, logger
 from formgate.middleware.rules import WEBSOCKET, ByRoute, Line, Need, Open, Resources, Rule, Values
 from formgate.verdict import Verdict
 
@@ -189,6 +189,8 @@ class _Asking:
             return self._guard.denial(verdict) or verdict
         except BadValueError:
             return self._guard.bad_value()
+        except NoRuleError:
+            return self._guard.no_rule(self.asker.method)
         except Exception as error:  # noqa: BLE001 - never through
             return self._guard.unavailable(error, self.asker)
 

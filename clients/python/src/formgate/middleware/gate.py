@@ -43,9 +43,9 @@ class Method(MethodRule, Need):
 
     def __post_init__(self) -> None:
         """Raises ValueError for what can not be meant."""
-        super().__post_init__()
-        if not self.permissions and not self.only_authenticate:
+        if self.by_method or not (self.permissions or self.only_authenticate):
             raise ValueError(f"method {self.name}: permissions, or only_authenticate")
+        super().__post_init__()
         object.__setattr__(self, "reads_message", callable(self.resources) or any(one.names for one in self.templates))
 
     def resources_of(self, message: object) -> tuple[str, ...]:

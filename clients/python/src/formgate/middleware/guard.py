@@ -26,6 +26,14 @@ class Asker(NamedTuple):
     forwarded_for: str
     peer: str
 
+    def __repr__(self) -> str:
+        """Show no secret."""
+        return f"Asker({self.method}, peer={self.peer!r})"
+
+
+class NoRuleError(Exception):
+    """A rule is for such a request, but says nothing that a policy could answer."""
+
 
 class Denial(NamedTuple):
     """A request that goes no further, and its answer."""
@@ -77,7 +85,12 @@ class Guard:
         return self._plain(self._answers.unavailable)
 
     def asked(self, need: Need, values: Values, asker: Asker) -> dict[str, Any]:
-        """Return the arguments of ``Client.check``, but for the resources that a function makes."""
+        """Return the arguments of ``Client.check``, but for the resources that a function makes.
+
+        Raises BadValueError and NoRuleError.
+        """
+        if need.by_method and asker.method == WEBSOCKET:  # of a rule for any method, or a route that asks for itself
+            raise NoRuleError
         return arguments(need, values, asker, self._proxies)
 
     def denial(self, verdict: Verdict) -> Denial | None:
@@ -121,4 +134,4 @@ def told(error: BaseException, asker: Asker) -> str:
     return text
 
 
-__all__ = ["Asker", "BadValueError", "Denial", "Guard", "arguments", "checked", "logger", "told"]
+__all__ = ["Asker", "BadValueError", "Denial", "Guard", "NoRuleError", "arguments", "checked", "logger", "told"]

@@ -32,14 +32,16 @@ Resources: TypeAlias = Iterable[str] | Callable[[Values], Iterable[str]] | Calla
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What a check asks for, as in ``Client.check``."""
+    """What a check asks for, as in ``Client.check``: permissions, or in so many words that none is needed."""
 
     permissions: Iterable[str] = ()
-    """All of them. None: what the policy says that the HTTP method needs."""
+    """All of them."""
     resources: Resources = ()
     """All the paths of the one thing asked for, with placeholders: a grant that covers one of them suffices."""
     only_authenticate: bool = False
     """Any good key will do, whatever it may do; with resources, one that covers any of them."""
+    by_method: bool = False
+    """What the policy says that the HTTP method needs. Where it says nothing of methods, any good key will do!"""
     api_group: str = ""
     environment: Environment | str | None = None
     cost: int = 1
@@ -55,8 +57,8 @@ class Need:
     def __post_init__(self) -> None:
         """Raises ValueError for what can not be meant."""
         permissions = (self.permissions,) if isinstance(self.permissions, str) else tuple(self.permissions)
-        if self.only_authenticate and permissions:
-            raise ValueError("permissions, and only_authenticate: one of them")
+        if sum(map(bool, (permissions, self.only_authenticate, self.by_method))) != 1:
+            raise ValueError("permissions, only_authenticate or by_method: just one of them")
         given = self.resources
         texts = () if callable(given) else (given,) if isinstance(given, str) else tuple(given)
         object.__setattr__(self, "permissions", permissions)
@@ -89,6 +91,12 @@ class Line:
 @dataclass(frozen=True)
 class Rule(Line, Need):
     """Such a request needs a key that may do that."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what can not be meant."""
+        super().__post_init__()
+        if self.by_method and WEBSOCKET in _methods(self):
+            raise ValueError(f"a rule for {self.path!r}: no policy says what a WebSocket needs; say it by permissions")
 
 
 @dataclass(frozen=True)
