@@ -101,6 +101,15 @@ async def test_what_has_no_amount_is_leased_as_wanted(world: World) -> None:
     assert (await lease(world, [], 1_000, "l2")).units == 1_000
 
 
+async def test_a_lease_of_what_has_no_amount_is_not_remembered(world: World) -> None:
+    """There is nothing to give back of it: however many there are, no store grows by them. A change knows of it."""
+    for limits in ([counter(None)], []):
+        assert (await lease(world, limits, 1_000, "l1")).units == 1_000
+        assert await leases(world).settle("acme", "l1", 1_000) == 0
+        assert (await lease(world, limits, 1_000, "l1")).units == 1_000
+    assert (await leases(world).out("acme")).left == SECOND
+
+
 async def test_none_is_granted_by_an_epoch_that_is_over(world: World) -> None:
     """The epoch is compared in the step that charges; nothing is charged, and no lease is out."""
     await world.limiter.publish("acme", 2)

@@ -324,7 +324,8 @@ class MemoryLimiter:
     ) -> None:
         while self._leases and abs(now - next(iter(self._leases.values())).time) > LEASE_REMEMBERED:
             self._leases.popitem(last=False)
-        self._leases[name] = _Admission(now, units, _charged(cells))
+        if charged := _charged(cells):  # else there is nothing to give back
+            self._leases[name] = _Admission(now, units, charged)
         account_id = name[0]
         self._leased_until[account_id] = max(self._leased_until.get(account_id, 0), now + duration)
 
