@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from formgate.v1 import resources_pb2 as nouns
+from formgate_server.core.policy import HttpDenial
+from formgate_server.wire import auth_http
+from formgate_server.wire.auth_http import Answer, AuthHttpServer
 from formgate_server.wire.envoy import ext_authz_pb2 as pb
 from tests.support.client import SECOND_POLICY, Client, new_account, new_token
 from tests.support.gateways import make
@@ -179,6 +184,78 @@ def test_headers_of_a_denial_end_where_they_end(rpc_server: Server) -> None:
     answer = ask(port(rpc_server), f"/denial?{packed}", [("x-formgate-token", rpc_server.token)])
     assert (answer.status, answer.body, answer.headers["x-c"]) == (429, b"no", "d")
     assert "x-evil" not in answer.headers
+
+
+@pytest.mark.parametrize("name", ["x-a: 1, x-b", "x a", "x-a:", "", "x(a)", "é", "x-a\r\nx-evil", "x-a\t"])
+def test_headers_of_a_denial_have_names(rpc_server: Server, name: str) -> None:
+    """A denial with a header whose name is none is no denial of ours."""
+    packed = base64.urlsafe_b64encode(json.dumps([429, [[name, "b"]], "no"]).encode()).decode()
+    answer = ask(port(rpc_server), f"/denial?{packed}", [("x-formgate-token", rpc_server.token)])
+    assert (answer.status, json.loads(answer.body)["error"]["reason"]) == (500, "GATEWAY_MISCONFIGURED")
+
+
+@asynccontextmanager
+async def listener(answer: Answer) -> AsyncIterator[tuple[AuthHttpServer, tuple[str, int]]]:
+    """A listener in this process that answers so, and where it is."""
+    server = AuthHttpServer(answer)
+    where = "127.0.0.1", await server.start("127.0.0.1:0")
+    yield server, where
+    at_once = asyncio.Event()
+    at_once.set()
+    await server.drain(0, at_once)
+
+
+async def test_a_header_without_a_name_is_left_out() -> None:
+    """Whatever is to be answered, a header that could be read as another one is not sent."""
+
+    async def answer(*_: object) -> HttpDenial:
+        return HttpDenial(403, (("x-a: 1, x-b", "2"), ("x c", "3"), ("x-d", "4\r\nx-e: 5"), ("x-f", "6")), b"no")
+
+    async with listener(answer) as (_, where):
+        reader, writer = await asyncio.open_connection(*where)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        got = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+    assert got == b"HTTP/1.1 403 Forbidden\r\nx-f: 6\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno"
+
+
+@pytest.mark.parametrize("connection", [b"keep-alive", b"close"])
+async def test_an_answer_that_nobody_reads(monkeypatch: pytest.MonkeyPatch, connection: bytes) -> None:
+    """Who asks and does not read is cut off in time, whether or not the connection was to stay."""
+    monkeypatch.setattr(auth_http, "_UNREAD_SECONDS", 0.2)
+
+    async def answer(*_: object) -> HttpDenial:
+        return HttpDenial(403, (), bytes(16 * 2**20))
+
+    async with listener(answer) as (server, where):
+        with socket.create_connection(where, 5) as reader:
+            reader.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: " + connection + b"\r\n\r\n")
+            await asyncio.wait_for(_until(lambda: bool(server._open)), 5)
+            await asyncio.wait_for(_until(lambda: not server._open), 5)
+
+
+async def _until(done: Callable[[], bool]) -> None:
+    while not done():  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(0.01)
+
+
+def test_what_was_asked_tells_no_secret() -> None:
+    """However a request gets into a log, its key and the gateway's token do not."""
+    asked = auth_http._Asked("/?key=fg_secret", {"x-formgate-token": "fgt_secret"}, keep_alive=True)
+    assert "secret" not in f"{asked!r}{asked}"
+
+
+def test_envoy_need_not_show_a_header(rpc_server: Server, manager: Client, account: str) -> None:
+    """Names of ours that have no value are taken out of the request, whether or not Envoy shows that it has them."""
+    secret = make(manager, account).secret
+    taken = envoy_asks(rpc_server, secret, "GET", {"only": "authenticate"}).ok_response
+    assert {"x-formgate-created-by", "x-formgate-token", "authorization"} == set(taken.headers_to_remove)
+    shown = {"x-formgate-other": "evil", "x_formgate_key_id": "evil", "x-formgate-key-id": "evil"}
+    taken = envoy_asks(rpc_server, secret, "GET", {"only": "authenticate"}, shown).ok_response
+    assert {"x-formgate-other", "x_formgate_key_id"} < set(taken.headers_to_remove)
+    assert "x-formgate-key-id" not in taken.headers_to_remove  # it is overwritten
+    set_headers = {option.header.key for option in taken.headers}
+    assert set_headers == {"x-formgate-key-id", "x-formgate-account-id", "x-formgate-environment"}
 
 
 def test_of_workers(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ HTTP/1.1 is read by httptools (llhttp, the parser of Node.js), which refuses wha
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -26,6 +27,12 @@ _HEAD_SECONDS = 10.0
 _IDLE_SECONDS = 90.0
 """Longer than gateways keep an idle connection: they close it, and never send into one that we just closed."""
 
+_UNREAD_SECONDS = 10.0
+"""How long an answer waits for whoever asked and does not read it."""
+
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""A header's name: a token (RFC 9110, 5.6.2)."""
+
 _FRAMING = frozenset({"connection", "content-length", "keep-alive", "transfer-encoding"})
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
@@ -37,6 +44,10 @@ class _Asked(NamedTuple):
     headers: Mapping[str, str]
     keep_alive: bool
     status: int = 0
+
+    def __repr__(self) -> str:
+        """Show no secret."""
+        return f"_Asked(status={self.status!r})"
 
 
 class AuthHttpServer:
@@ -88,6 +99,7 @@ class _Connection(asyncio.Protocol):
         self._waiting: deque[_Asked] = deque()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
         self._writable = asyncio.Event()
         self._writable.set()
         self._closing = False
@@ -119,14 +131,33 @@ class _Connection(asyncio.Protocol):
         self._writable.set()
         if self._timer is not None:
             self._timer.cancel()
+        self._is_read()
         if self._task is not None:
             self._task.cancel()
 
     def pause_writing(self) -> None:
         self._writable.clear()
+        self._must_be_read()
 
     def resume_writing(self) -> None:
         self._writable.set()
+        if not self._transport.is_closing():
+            self._is_read()
+
+    def _must_be_read(self) -> None:
+        """End the connection by force if what it is owed is not read in time."""
+        if self._unread is None:
+            self._unread = self._loop.call_later(_UNREAD_SECONDS, self.abort)
+
+    def _is_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def _close(self) -> None:
+        """End it when all is read."""
+        self._transport.close()
+        self._must_be_read()
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
@@ -212,11 +243,11 @@ class _Connection(asyncio.Protocol):
             self._transport.write(_written(answer, keep_alive=keep_alive))
             if not asked.keep_alive:
                 self._closing = True
-                self._transport.close()
+                self._close()
                 return
         self._task = None
         if self._closing:
-            self._transport.close()
+            self._close()
         else:
             self._await_within(_IDLE_SECONDS)
 
@@ -229,7 +260,7 @@ class _Connection(asyncio.Protocol):
         """Answer what has been asked, and no more."""
         self._closing = True
         if self._task is None:
-            self._transport.close()
+            self._close()
 
     def abort(self) -> None:
         """End it at once."""
@@ -237,10 +268,15 @@ class _Connection(asyncio.Protocol):
         self._transport.abort()
 
 
+def is_name(name: str) -> bool:
+    """Tell whether ``name`` can be a header's."""
+    return _NAME.fullmatch(name) is not None
+
+
 def _written(answer: HttpDenial, *, keep_alive: bool) -> bytes:
     lines = [f"HTTP/1.1 {answer.status} {_REASONS.get(answer.status, 'Other')}"]
     for name, value in answer.headers:
-        if name.lower() not in _FRAMING and f"{name}{value}".isprintable():  # a line is one line
+        if is_name(name) and name.lower() not in _FRAMING and value.isprintable():  # a line is one line, of one header
             lines.append(f"{name}: {value}")
     lines += [f"content-length: {len(answer.body)}", f"connection: {'keep-alive' if keep_alive else 'close'}"]
     return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace") + answer.body

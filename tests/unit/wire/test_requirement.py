@@ -185,7 +185,25 @@ def test_query_parameters() -> None:
     assert parameter("/a?key=x%5fy&b=1", "key") == "x_y"
     assert parameter("/a?key=x&key=y", "key") == "x, y"
     assert parameter("/a", "key") is None
+    assert parameter("/a?key=x%26y+z", "key") == "x&y z"
+    assert parameter("/a?key", "key") == ""
     assert parameter("/a?" + "b=1&" * 500 + "key=x", "key") is None
+
+
+@pytest.mark.parametrize("uri", ["/a?%6bey=x", "/a?k%65y=x", "/a?KEY=x", "/a?+key=x", "/a?b=1;key=x"])
+def test_a_parameter_by_another_name(uri: str) -> None:
+    """Only the name as it is written is a key's: a gateway that takes it out finds no other."""
+    assert parameter(uri, "key") is None
+    both = parameter(uri + "&key=y", "key")
+    assert both == "y"
+
+
+def test_a_request_tells_no_secret() -> None:
+    """However a request gets into a log, the key in its headers or its query does not."""
+    secret = "fg_live_secret"
+    shown = Request("GET", f"/a?key={secret}", {"authorization": f"Bearer {secret}", "x-formgate-token": secret})
+    assert secret not in f"{shown!r}{shown}"
+    assert "GET" in repr(shown)
 
 
 def test_requirements_are_read_once() -> None:

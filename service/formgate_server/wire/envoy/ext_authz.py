@@ -61,9 +61,11 @@ class ExtAuthz:
 
     def _allowed(self, verdict: Verdict, requirement: Requirement, asked: Request) -> pb.CheckResponse:
         assert verdict.record is not None, "who is allowed is known"  # noqa: S101 - for the type checker
-        identity = [(name, value) for name, value in told.identity(verdict.record.key) if value]
-        ours = {name for name, _ in identity}
-        removed = {name for name in asked.headers if told.is_ours(name) and name not in ours}
+        all_of_it = told.identity(verdict.record.key)
+        identity = [(name, value) for name, value in all_of_it if value]
+        # Ours, although Envoy may not have shown that the client sent one, and all else by such a name that it has.
+        removed = {told.TOKEN, *(name for name, _ in all_of_it), *filter(told.is_ours, asked.headers)}
+        removed -= {name for name, _ in identity}
         response = pb.CheckResponse()
         response.status.code = code_pb2.OK
         allowed = response.ok_response

@@ -27,6 +27,7 @@ from formgate_server.core.model import ServiceRole
 from formgate_server.core.policy import HttpDenial
 from formgate_server.core.ports import Clock
 from formgate_server.rpc.dispatch import Call, Dispatch
+from formgate_server.wire.auth_http import is_name
 from formgate_server.wire.gateways import told
 from formgate_server.wire.gateways.requirement import Ambiguous, Request, Requirements
 
@@ -80,7 +81,7 @@ class Answers:
         return _NOT_FOUND
 
     async def _check(self, said: str, headers: Mapping[str, str]) -> HttpDenial:
-        token = headers.get("x-formgate-token", "")
+        token = headers.get(told.TOKEN, "")
         caller = await self._dispatch.caller(Call({"authorization": f"Bearer {token}"}), _CHECKERS)
         requirement = self._requirements(said, lambda: [pair for pair in _pairs(said) if pair != _DENIED])
         asked = Request(headers.get("x-forwarded-method", ""), headers.get("x-forwarded-uri", ""), headers)
@@ -99,7 +100,7 @@ class Answers:
         return _wrapped(denial) if _DENIED in _pairs(said) else denial
 
     async def _denial(self, said: str, headers: Mapping[str, str]) -> HttpDenial:
-        token = headers.get("x-formgate-token", "")
+        token = headers.get(told.TOKEN, "")
         await self._dispatch.caller(Call({"authorization": f"Bearer {token}"}), _CHECKERS)
         return _unwrapped(said)
 
@@ -135,6 +136,8 @@ def _unwrapped(packed: str) -> HttpDenial:
         denial = HttpDenial(int(status), tuple((str(name), str(value)) for name, value in headers), str(body).encode())
     except (ValueError, TypeError, binascii.Error):
         raise InvalidArgumentError("denial", "is not what /check said in X-Formgate-Denial") from None
+    if not all(is_name(name) for name, _ in denial.headers):
+        raise InvalidArgumentError("denial", "has a header whose name is none")
     if not 400 <= denial.status <= 599:  # noqa: PLR2004 - HTTP: never a yes
         raise InvalidArgumentError("denial", "is none")
     return denial

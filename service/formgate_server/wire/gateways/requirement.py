@@ -61,6 +61,10 @@ class Request(NamedTuple):
     headers: Mapping[str, str]
     address: str = ""
 
+    def __repr__(self) -> str:
+        """Show no secret."""
+        return f"Request(method={self.method!r})"
+
 
 class Ambiguous(NamedTuple):
     """Why a request can not be decided: it is the end user's to put right, and is answered 400."""

@@ -7,7 +7,7 @@ could become another one by any of that names no resource: it is refused, whatev
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_plus
 
 _MOST_SEGMENTS = 64
 _MOST_PARAMETERS = 200
@@ -34,13 +34,13 @@ def segments(uri: str) -> tuple[str, ...] | None:
 
 
 def parameter(uri: str, name: str) -> str | None:
-    """Return the value of a query parameter; None: there is none. Several become one that is no key."""
-    query = uri.partition("?")[2]
-    if not query:
+    """Return the value of a query parameter; None: there is none. Several become one that is no key.
+
+    Its name counts as it is written only: one with escapes would not be taken out by the gateway, and go on.
+    """
+    parameters = uri.partition("?")[2].split("&", _MOST_PARAMETERS)
+    if len(parameters) > _MOST_PARAMETERS:  # more than anybody needs: none of them is looked for
         return None
-    try:
-        parsed = parse_qsl(query, keep_blank_values=True, max_num_fields=_MOST_PARAMETERS)
-    except ValueError:  # more than anybody needs: none of them is looked for
-        return None
-    found = [value for each, value in parsed if each == name]
+    named = (each.partition("=") for each in parameters)
+    found = [unquote_plus(value) for written, _, value in named if written == name]
     return ", ".join(found) if found else None

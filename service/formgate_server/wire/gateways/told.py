@@ -13,6 +13,8 @@ from formgate_server.wire.gateways.requirement import Ambiguous
 
 PREFIX = "x-formgate-"
 """What the names of all our headers begin with: an end user's own are not for who stands behind the gateway."""
+TOKEN = f"{PREFIX}token"
+"""Where gateways that ask over HTTP show their service token."""
 
 _SECOND = 1_000_000
 _LARGEST = 999_999_999_999_999
