@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import subprocess
 import sys
@@ -15,8 +16,12 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from formgate import Check, Client
+from formgate.counters import Counters
 from formgate.errors import InvalidRequestError
+from formgate.lease import Leases
 from formgate.leased import LeasedRules, Shape
+from formgate.leasing import Leasing
+from formgate.options import connection
 from formgate.v1 import authorization_pb2 as pb
 from formgate.v1.accounts_pb2 import GetLimitsRequest, SetMemberRequest, UpdateAccountRequest
 from formgate.v1.keys_pb2 import CreateKeyRequest, RevokeKeyRequest
@@ -31,6 +36,7 @@ from formgate.v1.resources_pb2 import (
     Limit,
 )
 from formgate.verdict import Reason, Source, Verdict
+from formgate_server.core.watching import MOST_WATCHED
 from tests.support.callers import KINDS, PERMISSION, RESOURCE, Caller, new_key
 from tests.support.client import SECOND_POLICY, new_account
 from tests.support.client import Client as Manager
@@ -357,3 +363,33 @@ def test_the_same_verdict_and_reason_as_the_service(manager: Manager) -> None:
         Reason.PERMISSION_DENIED,
         Reason.RESOURCE_NOT_ALLOWED,
     }
+
+
+def test_no_more_is_watched_than_the_service_takes() -> None:
+    """One more would end the stream, and so the push for all; when another is forgotten there is room."""
+    leases = Leases(lambda _: pytest.fail("made twice"), Counters(), lambda: "id")
+    leasing = Leasing(leases, connection("127.0.0.1:1", "t"))
+    try:
+        assert all(leasing.watch(f"a{number}") for number in range(MOST_WATCHED))
+        assert leasing.watch("a0")
+        assert not leasing.watch("one more")
+        assert not leasing.watch("")
+        leasing.forget("a0")
+        assert leasing.watch("one more")
+    finally:
+        leasing.close()
+
+
+def test_a_client_that_is_forgotten_leaves_nothing_behind(rpc_server: Server, manager: Manager, account: str) -> None:
+    """Nobody has closed it: its threads and the connection of its leases end all the same."""
+    before = set(threading.enumerate())
+    client = Client(rpc_server.address, rpc_server.token, timeout=TIMEOUT)
+    leased(client, new_key(manager, account).secret)
+
+    def left() -> list[str]:
+        gc.collect()
+        return [each.name for each in threading.enumerate() if each not in before and each.name.startswith("formgate-")]
+
+    assert len(left()) == 2
+    del client
+    eventually(lambda: not left(), TIMEOUT, "the threads' end")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from formgate import clock as clock_module
 from formgate import lease as lease_module
 from formgate.asking import Check
 from formgate.counters import Counters
+from formgate.fallback import Fallback
 from formgate.lease import Leases
 from formgate.leased import Shape
 from formgate.rules.reason import Reason
@@ -33,6 +36,7 @@ class Service:
         self.asked: list[tuple[pb.LeaseKeyRequest, Done]] = []
         self.settled: list[tuple[str, int]] = []
         self.watched: list[str] = []
+        self.most = 10_000
         self.closed = False
 
     def acquire(self, request: pb.LeaseKeyRequest, done: Done) -> None:
@@ -44,9 +48,12 @@ class Service:
         assert (settlement.account_id, settlement.key_id) == ("acme", "k1")
         self.settled.append((settlement.lease_id, settlement.unused))
 
-    def watch(self, account_id: str) -> None:
+    def watch(self, account_id: str) -> bool:
         """See ``LeaseService``."""
+        if len(self.watched) >= self.most:
+            return False
         self.watched.append(account_id)
+        return True
 
     def forget(self, account_id: str) -> None:
         """See ``LeaseService``."""
@@ -284,3 +291,80 @@ def test_keys_that_nobody_asks_for_are_forgotten(world: World) -> None:
     world.leases.tidy()
     assert world.service.watched == []
     assert repr(world.leases) == "Leases(0 keys)"
+
+
+def test_no_lease_decides_after_its_end_whoever_renews_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that had read a lease and then stood still meets that lease's end, though the key has another by now."""
+    world.heat()
+    world.grant()
+    monkeypatch.setattr(world.leases, "_finished", lambda *_: None)  # the other thread has not got to it yet
+
+    def late() -> float:
+        monkeypatch.setattr(lease_module, "monotonic", lambda: world.now)
+        world.now += 0.8
+        assert world.decide() is not None  # which asks for the next one
+        world.grant()
+        world.now += 0.3
+        return world.now
+
+    monkeypatch.setattr(lease_module, "monotonic", late)
+    assert world.decide() is None
+    assert len(world.service.asked) == 2
+    assert world.decide() is not None
+
+
+def test_an_account_whose_leases_are_refused_is_not_watched_for_ever(world: World) -> None:
+    """Nor is an epoch kept of one of which no key is held."""
+    world.heat()
+    refusal = pb.LeaseRefusal(reason=pb.LEASE_REFUSAL_REASON_OFF, retry_after=Duration(seconds=1))
+    world.service.asked[0][1](pb.LeaseKeyResponse(refusal=refusal))
+    world.leases.told("acme", 3)
+    world.now += 11
+    world.leases.tidy()
+    world.leases.told("acme", 4)
+    assert world.service.watched == []
+    assert world.leases._epochs == {}
+
+
+def test_what_can_not_be_watched_is_not_leased(world: World) -> None:
+    """Nobody would tell when to stop. It is tried again, not with each check."""
+    world.service.most = 0
+    world.heat(5)
+    assert world.service.asked == []
+    world.service.most = 1
+    world.heat()
+    assert world.service.asked == []
+    world.now += 1
+    world.heat()
+    assert len(world.service.asked) == 1
+
+
+def test_a_key_has_few_headers(world: World) -> None:
+    """However many spaces a caller's user puts before it, or how many keys: what is kept is bounded."""
+    for number in range(1, 100):
+        world.leases.asked(Check(authorization="Bearer" + " " * number + KEY), YES)
+        world.leases.asked(Check(authorization="Bearer" + " " * 1_000 + f"other{number}"), YES)
+    assert len(world.leases._by_authorization) == 4
+
+
+def test_time_goes_on_while_the_machine_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases are counted by the clock that says so, where there is one; else by the one that never jumps back."""
+    monkeypatch.setattr(time, "CLOCK_BOOTTIME", 7, raising=False)
+    monkeypatch.setattr(time, "clock_gettime", lambda which: {7: 1_234.5}[which], raising=False)
+    assert clock_module.clock()() == 1_234.5
+    monkeypatch.setattr(time, "CLOCK_BOOTTIME", None)
+    assert clock_module.clock() is time.monotonic
+
+    def none(_: int) -> float:
+        raise OSError
+
+    monkeypatch.setattr(time, "CLOCK_BOOTTIME", 7)
+    monkeypatch.setattr(time, "clock_gettime", none)
+    assert clock_module.clock() is time.monotonic
+
+
+def test_the_clock_is_that_of_all_that_ends() -> None:
+    """Leases, and what the fallback knows."""
+    assert lease_module.monotonic is clock_module.monotonic  # type: ignore[attr-defined]
+    assert Fallback.__init__.__defaults__ is not None
+    assert clock_module.monotonic in Fallback.__init__.__defaults__

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from formgate.middleware import ByRoute, Open, Rule
+from formgate.middleware import ByRoute, Open, Rule, proxies
 from formgate.middleware.answers import limit_fields
 from formgate.middleware.proxies import TrustedProxies
 from formgate.middleware.rules import Line, Rules
@@ -108,6 +108,14 @@ def test_proxies_that_are_none_are_refused() -> None:
     """A mistyped block trusts nobody and does not start."""
     with pytest.raises(ValueError, match="host bits"):
         TrustedProxies(["10.0.0.1/8"])
+
+
+def test_what_can_be_no_address_is_not_kept() -> None:
+    """X-Forwarded-For is anybody's to write, at any length: what is remembered is bounded in size, too."""
+    before = proxies._readable.cache_info().currsize
+    assert proxies.readable("1" * 100_000) == ""
+    assert proxies._readable.cache_info().currsize == before
+    assert proxies.readable("2001:db8:1111:2222:3333:4444:255.255.255.255") != ""
 
 
 def test_limit_fields_are_structured_fields() -> None:

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import secrets
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal, TypeAlias, get_args
 
 from formgate.asking import Check, several
+from formgate.clock import monotonic
 from formgate.counters import Counters
 from formgate.errors import BrokenAnswerError, FormgateError
 from formgate.rules.grants import Level
@@ -129,7 +129,7 @@ class Fallback:
         emergency: Emergency,
         counters: Counters,
         on_fallback: Callable[[Check, Verdict], None] | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         """``clock`` in seconds. ``on_fallback`` is told of each verdict that the service did not give."""
         self._modes = modes_of(fail)

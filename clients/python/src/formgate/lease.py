@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, Final, Protocol
 
 from formgate.asking import Check, several
+from formgate.clock import monotonic
 from formgate.counters import Counters
 from formgate.errors import BrokenAnswerError
 from formgate.leased import Lease, LeasedRules, Shape
@@ -28,10 +28,12 @@ _FIRST_WANTED: Final = 16
 _MOST_WANTED: Final = 1_000_000
 _GROWTH: Final = 4
 _MOST_KEYS: Final = 10_000
-_RENEWED_AT: Final = 0.75
 _RETRY_SECONDS: Final = 1.0
 _SHORTEST_PAUSE: Final = 0.005
 _IDLE_SECONDS: Final = 10.0
+_MOST_ALIASES: Final = 4
+"""Headers by which one key is found: `Bearer`, `bearer`, and what else is there."""
+_LONGEST_ALIAS: Final = 256
 
 
 class LeaseService(Protocol):
@@ -45,8 +47,8 @@ class LeaseService(Protocol):
         """Give back what is left of a lease, soon and until it is done."""
         ...
 
-    def watch(self, account_id: str) -> None:
-        """Have ``Leases.told`` called for each new epoch of an account, from now on."""
+    def watch(self, account_id: str) -> bool:
+        """Have ``Leases.told`` called for each new epoch of an account, from now on; False: it can not be."""
         ...
 
     def forget(self, account_id: str) -> None:
@@ -63,6 +65,7 @@ class _Held:
 
     __slots__ = (
         "account_id",
+        "aliases",
         "asked",
         "asked_since",
         "is_asking",
@@ -70,7 +73,6 @@ class _Held:
         "lease",
         "longest",
         "not_before",
-        "renew",
         "rules",
         "source_ip",
         "used",
@@ -79,7 +81,7 @@ class _Held:
 
     def __init__(self, now: float) -> None:
         self.lease: Lease | None = None
-        self.renew = 0.0
+        self.aliases = 0
         self.rules: LeasedRules | None = None
         self.account_id = self.key_id = ""
         self.source_ip = ""
@@ -128,7 +130,7 @@ class Leases:
         if held is None or (lease := held.lease) is None:
             return None
         now = monotonic()
-        if now >= held.renew:
+        if now >= lease.renew:
             self._renew(key, authorization, held, lease, now)
             if now >= lease.end:
                 return None
@@ -186,7 +188,8 @@ class Leases:
 
     def _alias(self, authorization: str, held: _Held) -> None:
         with self._lock:
-            if len(self._by_authorization) < 2 * _MOST_KEYS:
+            if held.aliases < _MOST_ALIASES and len(authorization) <= _LONGEST_ALIAS:
+                held.aliases += 1
                 self._by_authorization[authorization] = held
 
     def _renew(self, key: str | None, authorization: str | None, held: _Held, lease: Lease, now: float) -> None:
@@ -194,9 +197,11 @@ class Leases:
         held.used = now
         secret = key if key is not None else _bearer(authorization or "")
         if now >= lease.end:
+            if held.lease is not lease:  # another thread has seen to it
+                return
             self._end(held, lease)
         else:
-            held.renew = lease.end
+            lease.renew = lease.end
             if lease.end - now < held.longest / 8:
                 return
         if secret:
@@ -216,9 +221,11 @@ class Leases:
         if now < held.not_before:
             return
         with self._lock:
-            if held.is_asking or self._closed:
+            if held.is_asking or self._closed or self._by_key.get(key) is not held:
                 return
             held.is_asking = True
+            account_id = held.account_id
+            self._of_account.setdefault(account_id, set()).add(held)
             if self._service is None:
                 self._service = self._make_service(self)
             service = self._service
@@ -231,7 +238,10 @@ class Leases:
             rules_id=held.rules.rules_id if held.rules is not None else b"",
         )
         began = monotonic()
-        service.watch(held.account_id)
+        if not service.watch(account_id):  # nobody would tell it to stop
+            held.not_before = began + _RETRY_SECONDS
+            held.is_asking = False
+            return
         service.acquire(request, lambda answer: self._acquired(held, lease_id, began, answer))
 
     def _acquired(self, held: _Held, lease_id: str, began: float, answer: pb.LeaseKeyResponse | None) -> None:
@@ -276,7 +286,6 @@ class Leases:
                 self._of_account.setdefault(key.account_id, set()).add(held)
                 seconds = lease.end - began
                 held.longest = max(seconds, held.longest * 0.9)
-                held.renew = began + seconds * _RENEWED_AT
                 held.lease = lease
         if is_over:
             self._settle(lease)
@@ -313,7 +322,7 @@ class Leases:
     def told(self, account_id: str, epoch: int) -> None:
         """Take note of an account's epoch; 0: it is not known."""
         with self._lock:
-            if epoch:
+            if epoch and account_id in self._of_account:
                 self._epochs[account_id] = max(epoch, self._epochs.get(account_id, 0))
             over = [
                 (held, lease)

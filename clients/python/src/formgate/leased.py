@@ -22,6 +22,8 @@ Shape: TypeAlias = tuple[Sequence[str], Sequence[str], str, "Environment | str |
 """What a check wants, but for its key and cost: permissions, resources, api_group, environment, http_method,
 source_ip, policy."""
 
+_RENEWED_AT: Final = 0.75
+"""After so much of its time the next lease is asked for."""
 _MOST_SHAPES: Final = 4_096
 _MOST: Final = 100
 _LONGEST_RESOURCE: Final = 1_024
@@ -116,7 +118,7 @@ def _are_valid(
 
 
 class Lease:
-    """What may be decided until ``end`` (by ``time.monotonic``). For many threads."""
+    """What may be decided until ``end`` (by ``formgate.clock``). For many threads."""
 
     __slots__ = (
         "_lock",
@@ -125,6 +127,7 @@ class Lease:
         "epoch",
         "lease_id",
         "reasons",
+        "renew",
         "rules",
         "spent",
         "units",
@@ -141,6 +144,8 @@ class Lease:
         self.reasons: dict[Shape, Reason | None] = {}
         self.denials: dict[Shape, Verdict] = {}
         self.end = began + seconds
+        self.renew = began + seconds * _RENEWED_AT
+        """From when on a check has more to do than to be decided; never after ``end``."""
         self.epoch = message.epoch
         self.lease_id = message.lease_id
         self.rules = rules
@@ -197,7 +202,7 @@ class Lease:
     def finish(self) -> int:
         """End it for all threads, and return how many units are left."""
         with self._lock:
-            self.end = 0.0
+            self.end = self.renew = 0.0
             left = max(0, self.units - self.spent)
             self.units, self.unlimited = 0, False
             return left

@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 import random
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +28,9 @@ _TICK_SECONDS: Final = 0.1
 _TIMEOUT_SECONDS: Final = 1.0
 _MOST_SETTLED: Final = 500
 _MOST_WAITING: Final = 50_000
-_MOST_WATCHED: Final = 500
+_MOST_WATCHED: Final = 10_000
+"""Accounts: what the service takes of one stream; one more would end it."""
+_MOST_AT_ONCE: Final = 500
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 _NONE_HERE: Final = pb.LeaseKeyResponse(
     refusal=pb.LeaseRefusal(reason=pb.LEASE_REFUSAL_REASON_OFF, retry_after=Duration(seconds=60))
@@ -36,10 +39,10 @@ _NONE_HERE: Final = pb.LeaseKeyResponse(
 
 
 class Leasing:
-    """LeaseService over gRPC."""
+    """LeaseService over gRPC. It ends with its ``Leases``, also where nobody has closed them."""
 
     def __init__(self, leases: Leases, connection: Connection) -> None:
-        self._leases = leases
+        self._leases = weakref.ref(leases)
         self._metadata = connection.metadata
         self._channel = connection.channel()
         self._acquire: Any = self._channel.unary_unary(f"{_SERVICE}/LeaseKey")
@@ -84,38 +87,57 @@ class Leasing:
             if len(self._settlements) < _MOST_WAITING:  # what is beyond costs quota, never more
                 self._settlements.append(settlement)
 
-    def watch(self, account_id: str) -> None:
+    def watch(self, account_id: str) -> bool:
         """See ``LeaseService``."""
         with self._lock:
-            if not account_id or account_id in self._watched:
-                return
+            if account_id in self._watched:
+                return True
+            if not account_id or len(self._watched) >= _MOST_WATCHED:
+                return False
             self._watched.add(account_id)
-        self._requests.put(pb.WatchEpochsRequest(watch=[account_id]))
+            self._requests.put(pb.WatchEpochsRequest(watch=[account_id]))
+        return True
 
     def forget(self, account_id: str) -> None:
         """See ``LeaseService``."""
         with self._lock:
             self._watched.discard(account_id)
-        self._requests.put(pb.WatchEpochsRequest(forget=[account_id]))
+            self._requests.put(pb.WatchEpochsRequest(forget=[account_id]))
 
     def close(self) -> None:
         """See ``LeaseService``."""
-        self._closing.set()
-        stream = self._stream
-        if stream is not None:
-            stream.cancel()
-        self._requests.put(None)
+        self._end()
         for thread in self._threads:
             thread.join(_TIMEOUT_SECONDS)
         self._settle_some()
         self._channel.close()
 
+    def _end(self) -> None:
+        """Have both threads end."""
+        self._closing.set()
+        stream = self._stream
+        if stream is not None:
+            stream.cancel()
+        self._requests.put(None)
+
     # Settling.
 
     def _keep_house(self) -> None:
         while not self._closing.wait(_TICK_SECONDS):
-            self._leases.tidy()
+            if not self._tidy():
+                self._end()
+                self._settle_some()
+                self._channel.close()
+                return
             self._settle_some()
+
+    def _tidy(self) -> bool:
+        """Have the leases tidied; False: nobody has them any more, and what they still held ends by itself."""
+        leases = self._leases()
+        if leases is None:
+            return False
+        leases.tidy()
+        return True
 
     def _settle_some(self) -> None:
         """Give back what is to be; what fails is tried again: it is settled once, however often it is sent."""
@@ -144,20 +166,24 @@ class Leasing:
             with self._lock:
                 watched = list(self._watched)
                 self._requests = queue.SimpleQueue()
-                for first in range(0, len(watched), _MOST_WATCHED):
-                    self._requests.put(pb.WatchEpochsRequest(watch=watched[first : first + _MOST_WATCHED]))
+                for first in range(0, len(watched), _MOST_AT_ONCE):
+                    self._requests.put(pb.WatchEpochsRequest(watch=watched[first : first + _MOST_AT_ONCE]))
                 requests = self._requests
             try:
                 self._stream = self._watch(_written(requests), metadata=self._metadata, wait_for_ready=True)
                 for payload in self._stream:
                     pause = _FIRST_PAUSE
-                    for each in pb.WatchEpochsResponse.FromString(payload).epochs:
-                        self._leases.told(each.account_id, each.epoch)
+                    self._told(pb.WatchEpochsResponse.FromString(payload))
             except (grpc.RpcError, DecodeError, ValueError):
                 pause = min(_LONGEST_PAUSE, 2 * pause)
             finally:
                 requests.put(None)
             self._closing.wait(pause * random.uniform(0.5, 1))  # noqa: S311 - so that not all come at once
+
+    def _told(self, answer: pb.WatchEpochsResponse) -> None:
+        if (leases := self._leases()) is not None:
+            for each in answer.epochs:
+                leases.told(each.account_id, each.epoch)
 
 
 def _written(requests: queue.SimpleQueue[pb.WatchEpochsRequest | None]) -> Iterator[bytes]:

@@ -45,9 +45,17 @@ class TrustedProxies:
         return bool(address) and self._rules is not None and self._rules.allow(address)
 
 
-@lru_cache(maxsize=4_096)
+_LONGEST = 64
+"""Characters: an address has 45 at most."""
+
+
 def readable(text: str) -> str:
     """Return an address if ``text`` is one that the service can read, else nothing."""
+    return _readable(text) if len(text) <= _LONGEST else ""  # what is kept is bounded, too
+
+
+@lru_cache(maxsize=4_096)
+def _readable(text: str) -> str:
     try:
         parse_address(text)
     except ValueError:
