@@ -3,7 +3,11 @@
 # `make image` builds it, and `docker build .` does. Another package index than pip's own is told by pip's settings, and
 # an authority of one's own by its file; neither gets into the image:
 #     docker build --secret id=pip,src=pip.conf --secret id=ca,src=ca.pem .    (pip.conf: cert = /run/secrets/ca)
-FROM docker.io/library/python:3.11.15-slim-bookworm AS build
+
+# What both stages stand on, and the label says. One of your own, or this one held by its digest:
+#     docker build --build-arg BASE=docker.io/library/python:3.11.15-slim-bookworm@sha256:… .
+ARG BASE=docker.io/library/python:3.11.15-slim-bookworm
+FROM $BASE AS build
 
 WORKDIR /build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
@@ -26,7 +30,7 @@ RUN tools/bin/python -m pip wheel --no-index --no-deps --no-build-isolation --wh
     && tools/bin/python -m pip --python /opt/formgate/bin/python install --no-index --no-deps dist/*.whl
 
 
-FROM docker.io/library/python:3.11.15-slim-bookworm
+FROM $BASE
 
 # The only folder that the embedded default writes to. It is a volume, so that the rest may be read-only.
 RUN groupadd --gid 10001 formgate \
@@ -52,6 +56,7 @@ ENTRYPOINT ["formgate"]
 CMD ["serve"]
 
 # Last, because they differ at every build.
+ARG BASE
 ARG VERSION=0.0.0
 ARG REVISION=unknown
 ARG CREATED=1970-01-01T00:00:00Z
@@ -61,4 +66,4 @@ LABEL org.opencontainers.image.title="formgate" \
     org.opencontainers.image.version="$VERSION" \
     org.opencontainers.image.revision="$REVISION" \
     org.opencontainers.image.created="$CREATED" \
-    org.opencontainers.image.base.name="docker.io/library/python:3.11.15-slim-bookworm"
+    org.opencontainers.image.base.name="$BASE"

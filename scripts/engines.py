@@ -107,8 +107,8 @@ class Engine(Protocol):
     listen: tuple[str, str]
     """Where a server in a container is to listen, gRPC and HTTP, so that it is reached from here."""
 
-    def prepare(self, base: str) -> None:
-        """Have the base image, if it is not there."""
+    def prepare(self, base: str) -> str:
+        """Have ``base``, or what stands in for it here, and return the name of what is built on."""
 
     def build(self, tag: str, arguments: dict[str, str]) -> None:
         """Build the Dockerfile. Raises CalledProcessError, after its own words."""
@@ -193,10 +193,11 @@ class Docker:
     name = "docker"
     listen = ("0.0.0.0:50051", "0.0.0.0:9090")
 
-    def prepare(self, base: str) -> None:
+    def prepare(self, base: str) -> str:
         """Pull the base."""
         if not _answers("docker", "image", "inspect", base):
             subprocess.run(["docker", "pull", "--quiet", base], check=True)
+        return base
 
     def build(self, tag: str, arguments: dict[str, str]) -> None:
         """Build with BuildKit."""
@@ -265,18 +266,17 @@ class Buildah:
         stores = ("--storage-driver=vfs", f"--root={CACHE}/store", f"--runroot={CACHE}/run")
         return ["buildah", *stores, *words]
 
-    def prepare(self, base: str) -> None:
-        """Make it of Debian's packages: what the registry has can not be had without one."""
-        if _answers(*self._words("inspect", "--type=image", base)):
-            return
-        print(f"making {base} of Debian's packages", flush=True)
+    def prepare(self, base: str) -> str:
+        """Make one of Debian's packages, under its own name: what the registry has can not be had without one."""
+        made_here = f"localhost/debootstrap:{_SUITE}"
+        if not _answers(*self._words("inspect", "--type=image", made_here)):
+            print(f"making {made_here} of Debian's packages, in the place of {base}", flush=True)
+            self._make(made_here)
+        return made_here
+
+    def _make(self, base: str) -> None:
         CACHE.mkdir(parents=True, exist_ok=True)
         archive = CACHE / "base.tar"
-        script = (
-            'mount -t tmpfs -o size=2g base "$2" && debootstrap --variant=minbase --include="$3" "$1" "$2" >"$2.log"'
-        )
-        script += ' && rm -rf "$2"/var/cache/apt/*.bin "$2"/var/cache/apt/archives/*.deb "$2"/var/lib/apt/lists/*'
-        script += ' && tar -C "$2" --exclude="./dev/*" -cf "$4" .'
         with tempfile.TemporaryDirectory(dir=CACHE, ignore_cleanup_errors=True) as folder:
             place = Path(folder) / "root"
             place.mkdir()

@@ -58,10 +58,11 @@ def main() -> int:
     try:
         engine = choose(asked.engine)
         with closing(engine):
-            _build(engine, asked.tag)
+            base = engine.prepare(_base())
+            _build(engine, asked.tag, base)
             print(f"built, in {time.monotonic() - begun:.0f} s", flush=True)
-            _check_config(engine.config(asked.tag))
-            _check_content(engine, asked.tag)
+            _check_config(engine.config(asked.tag), base)
+            _check_content(engine, asked.tag, base)
             with engine.start(asked.tag, _settings(engine)) as running:
                 _check_served(running)
             _write_bill(engine, asked.tag)
@@ -73,9 +74,10 @@ def main() -> int:
 
 
 def _base() -> str:
-    bases = re.findall(r"^FROM (\S+)", DOCKERFILE.read_text(encoding="utf-8"), re.MULTILINE)
-    if len(bases) != 2 or len(set(bases)) != 1:  # noqa: PLR2004 - its two stages
-        raise ImageError("the Dockerfile must have two stages on one base")
+    text = DOCKERFILE.read_text(encoding="utf-8")
+    bases = re.findall(r"^ARG BASE=(\S+)", text, re.MULTILINE)
+    if len(bases) != 1 or set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) != {"$BASE"}:
+        raise ImageError("the Dockerfile must have stages on one base, $BASE")
     return str(bases[0])
 
 
@@ -95,13 +97,12 @@ def _created() -> str:
     return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _build(engine: Engine, tag: str) -> None:
-    engine.prepare(_base())
-    arguments = {"VERSION": _version(), "REVISION": _git("rev-parse", "HEAD"), "CREATED": _created()}
+def _build(engine: Engine, tag: str, base: str) -> None:
+    arguments = {"BASE": base, "VERSION": _version(), "REVISION": _git("rev-parse", "HEAD"), "CREATED": _created()}
     engine.build(tag, arguments)
 
 
-def _check_config(config: Config) -> None:
+def _check_config(config: Config, base: str) -> None:
     if not re.fullmatch(r"[1-9]\d*:[1-9]\d*", config.user):
         raise ImageError(f"its user must be numeric, and not root: it is {config.user!r}")
     if (config.entrypoint, config.command) != (("formgate",), ("serve",)):
@@ -109,15 +110,17 @@ def _check_config(config: Config) -> None:
     missing = [name for name in _LABELS if not config.labels.get(f"org.opencontainers.image.{name}")]
     if missing:
         raise ImageError(f"labels are missing: {missing}")
+    if config.labels["org.opencontainers.image.base.name"] != base:
+        raise ImageError(f"its base is {base}, and its label says otherwise")
     print(f"user {config.user}, {' '.join(config.entrypoint + config.command)}, {len(config.labels)} labels")
 
 
-def _check_content(engine: Engine, tag: str) -> None:
+def _check_content(engine: Engine, tag: str, base: str) -> None:
     if compilers := engine.run(tag, _COMPILERS).split():
         raise ImageError(f"there are compilers in it: {compilers}")
-    base, whole = engine.size(_base()), engine.size(tag)
-    beyond = whole - base
-    print(f"no compiler; {beyond / 1e6:.0f} MB beyond its base ({base / 1e6:.0f} MB)")
+    under, whole = engine.size(base), engine.size(tag)
+    beyond = whole - under
+    print(f"no compiler; {beyond / 1e6:.0f} MB beyond its base ({under / 1e6:.0f} MB)")
     if not 0 < beyond < _MOST_BYTES:
         raise ImageError(f"it may have {_MOST_BYTES / 1e6:.0f} MB beyond its base")
 
