@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
@@ -116,6 +119,61 @@ def test_the_processes_that_share_limits_follow_the_pods(words: list[str], proce
     assert environment(pods("default", *words)["server"])["FORMGATE_PROCESSES"] == processes
 
 
+class _Cluster(BaseHTTPRequestHandler):
+    """As much of an API server as Helm's `lookup` asks: there is one Deployment, of seven pods."""
+
+    answers: ClassVar[dict[str, Object]] = {
+        "/version": {"major": "1", "minor": "36", "gitVersion": "v1.36.0"},
+        "/api": {"kind": "APIVersions", "versions": ["v1"]},
+        "/api/v1": {"kind": "APIResourceList", "groupVersion": "v1", "resources": []},
+        "/apis": {
+            "kind": "APIGroupList",
+            "groups": [{"name": "apps", "versions": [{"groupVersion": "apps/v1", "version": "v1"}]}],
+        },
+        "/apis/apps/v1": {
+            "kind": "APIResourceList",
+            "groupVersion": "apps/v1",
+            "resources": [{"name": "deployments", "namespaced": True, "kind": "Deployment", "verbs": ["get"]}],
+        },
+        "/apis/apps/v1/namespaces/access/deployments/formgate": {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": "formgate", "namespace": "access"},
+            "spec": {"replicas": 7},
+        },
+    }
+
+    def do_GET(self) -> None:
+        found = self.answers.get(self.path.partition("?")[0])
+        body = json.dumps(found or {"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404}).encode()
+        self.send_response(200 if found else 404)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def cluster() -> Iterator[str]:
+    """The address of an API server."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Cluster) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_autoscaling_that_is_turned_on_shrinks_nothing(cluster: str) -> None:
+    """An upgrade keeps the pods that there are; what renders without the cluster leaves them to the autoscaler."""
+    on = "--set=autoscaling.enabled=true"
+    there = ("--dry-run=server", f"--kube-apiserver={cluster}")
+    assert one("Deployment", "default", on, *there)["spec"]["replicas"] == 7
+    assert "replicas" not in one("Deployment", "default", on)["spec"]
+    assert one("Deployment", "default", *there)["spec"]["replicas"] == 2
+
+
 def test_a_changed_policy_rolls_the_pods() -> None:
     """Policies and identities are read at the start only: the pods' template says which they were."""
 
@@ -182,6 +240,35 @@ def test_the_migration_needs_nothing_of_a_release_that_is_not_there_yet(name: st
     assert not [each for each in pod["volumes"] if each.get("configMap", {}).get("name") in made]
     assert pod["containers"][0]["args"] == ["migrate"]
     assert "FORMGATE_DATABASE_URL" in environment(pod)
+
+
+def test_what_runs_to_its_end_is_where_it_may_write() -> None:
+    """The image's own folder is a volume of the server's, which the Job and the test do not have."""
+    for component, pod in pods("default").items():
+        if component != "server":
+            assert pod["containers"][0]["workingDir"] == "/tmp"
+
+
+def test_the_page_runs_a_migration_after_a_restore() -> None:
+    """Its words for `sed` change what the Job of the chart runs, and nothing else."""
+    page = (chart.ROOT / "docs/operations/kubernetes.md").read_text(encoding="utf-8")
+    (old, new) = re.findall(r"sed 's/(.+)/(.+)/'", page)[0]
+    rendered = chart.render("default", "--show-only=templates/migration.yaml")
+    changed = rendered.replace(old.replace("\\", ""), new)
+    (job,) = [each for each in chart.objects(changed) if each["kind"] == "Job"]
+    assert job["spec"]["template"]["spec"]["containers"][0]["args"] == ["migrate", "--restored"]
+
+
+def test_clients_have_an_authority_of_their_own_name() -> None:
+    """Its Secret may call it otherwise than the server's does."""
+
+    def mounted(*words: str) -> Object:
+        (found,) = [each for each in pods("mutual-tls", *words)["server"]["volumes"] if each["name"] == "client-ca"]
+        (item,) = found["secret"]["items"]
+        return dict(item)
+
+    assert mounted() == {"key": "ca.crt", "path": "ca.crt"}
+    assert mounted("--set=tls.mutual.caKey=root.pem,tls.caKey=")["key"] == "root.pem"
 
 
 def test_an_account_of_ones_own_is_used_by_both() -> None:
@@ -279,6 +366,7 @@ def test_rules_and_dashboard_are_the_files() -> None:
         ("insecure=true", "say one of them"),
         ("tls.enabled=false,insecure=true,tls.mutual.enabled=true", "needs tls.enabled"),
         ("tls.mutual.identities=x", "needs tls.mutual.enabled"),
+        ("tls.mutual.enabled=true,tls.caKey=", "tls.mutual.caKey"),
         ("tls.certManager.enabled=true", "issuerRef.name"),
         ("preStopSeconds=20,terminationGracePeriodSeconds=30", "must be above"),
     ],
@@ -309,6 +397,8 @@ WRONG = {
     "networkPolicy.database.ports=null": "networkPolicy.database: ports is required",
     "tls.enabled=null": "tls: enabled is required",
     "persistence.size=much": "persistence.size",
+    r"podLabels.app\.kubernetes\.io/component=test": "podLabels",
+    r"podAnnotations.checksum/config=x": "podAnnotations",
 }
 
 

@@ -22,9 +22,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def smoke(server: Server, folder: Path, token: str) -> subprocess.CompletedProcess[str]:
-    """Run the script as its pod would, against ``server``."""
-    pod = pods("default")["test"]
+def smoke(server: Server, folder: Path, token: str, policy: str = "default") -> subprocess.CompletedProcess[str]:
+    """Run the script as its pod would, against ``server``, with an account for each policy."""
+    pod = pods("default", f"--set=tests.policy={policy}")["test"]
     (folder / "token").write_text(token)
     given = environment(pod) | {
         "FORMGATE_ADDRESS": server.address,
@@ -33,7 +33,9 @@ def smoke(server: Server, folder: Path, token: str) -> subprocess.CompletedProce
     }
     del given["FORMGATE_TLS_CA_FILE"]
     container = pod["containers"][0]
-    command = [*container["command"], *container["args"]]
+    (script,) = container["args"]
+    assert "account=helm-test\n" in script
+    command = [*container["command"], script.replace("account=helm-test", f"account=helm-test-{policy}")]
     return subprocess.run(
         command, cwd=folder, env=clean_environment(given), check=False, capture_output=True, text=True
     )
@@ -46,6 +48,15 @@ def test_it_sees_a_key_allowed_and_can_be_run_again(server: Server, tmp_path: Pa
         assert done.returncode == 0, done.stderr
         assert "ALLOWED" in done.stdout
         assert done.stdout.endswith("a key was allowed, and what is none was denied\n")
+
+
+@pytest.mark.parametrize(("policy", "times"), [("jodoo", 2), ("siteplot", 1)])
+def test_it_takes_any_policy(server: Server, tmp_path: Path, policy: str, times: int) -> None:
+    """One that deletes only disabled keys, and one that wants a creator of the highest standing."""
+    for _ in range(times):
+        done = smoke(server, tmp_path, server.token, policy)
+        assert done.returncode == 0, done.stderr
+        assert "ALLOWED" in done.stdout
 
 
 def test_it_fails_where_the_token_is_wrong(server: Server, tmp_path: Path) -> None:

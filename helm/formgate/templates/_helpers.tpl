@@ -68,8 +68,24 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- include "formgate.secretName" (list . .Values.tls "tls") }}
 {{- end }}
 
+{{- define "formgate.clientCaKey" -}}
+{{- default .Values.tls.caKey .Values.tls.mutual.caKey }}
+{{- end }}
+
 {{- define "formgate.replicas" -}}
 {{- if kindIs "invalid" .Values.replicaCount }}{{ ternary 1 2 .Values.embedded }}{{ else }}{{ int .Values.replicaCount }}{{ end }}
+{{- end }}
+
+{{/*
+Autoscaled, as many as there are: left out, an upgrade that turns autoscaling on would first shrink them to one. Where
+no Deployment can be seen there is nothing to shrink, and what renders without the cluster must not undo the autoscaler.
+*/}}
+{{- define "formgate.replicasNow" -}}
+{{- if not .Values.autoscaling.enabled }}
+{{- include "formgate.replicas" . }}
+{{- else }}
+{{- with lookup "apps/v1" "Deployment" .Release.Namespace (include "formgate.fullname" .) }}{{ int .spec.replicas }}{{ end }}
+{{- end }}
 {{- end }}
 
 {{/* How many processes share the limits when Redis is down. */}}
@@ -108,6 +124,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- if and .Values.tls.mutual.enabled (not .Values.tls.enabled) }}
 {{- fail "tls.mutual.enabled needs tls.enabled" }}
+{{- end }}
+{{- if and .Values.tls.mutual.enabled (not (include "formgate.clientCaKey" .)) }}
+{{- fail "tls.mutual.enabled needs the key of the clients' authority: tls.mutual.caKey, where tls.caKey is empty" }}
 {{- end }}
 {{- if and .Values.tls.mutual.identities (not .Values.tls.mutual.enabled) }}
 {{- fail "tls.mutual.identities needs tls.mutual.enabled: who shows no certificate has no identity" }}
