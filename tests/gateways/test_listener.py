@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from formgate.v1 import resources_pb2 as nouns
+from formgate.v1.keys_pb2 import RevokeKeyRequest
 from formgate_server.core.policy import HttpDenial
 from formgate_server.wire import auth_http
 from formgate_server.wire.auth_http import Answer, AuthHttpServer
@@ -256,6 +258,38 @@ def test_envoy_need_not_show_a_header(rpc_server: Server, manager: Client, accou
     assert "x-formgate-key-id" not in taken.headers_to_remove  # it is overwritten
     set_headers = {option.header.key for option in taken.headers}
     assert set_headers == {"x-formgate-key-id", "x-formgate-account-id", "x-formgate-environment"}
+
+
+def test_calls_are_counted_and_told(rpc_server: Server, manager: Client, account: str) -> None:
+    """What is asked over HTTP is counted and told as a call of gRPC is: by code, with reason, key, token and peer."""
+    made = make(manager, account)
+    manager(RevokeKeyRequest(key_id=made.key.key_id))
+    token_id, token = new_token(manager, nouns.SERVICE_ROLE_CHECKER)
+    shown = [("authorization", f"Bearer {made.secret}"), ("x-formgate-token", token)]
+    before = calls(rpc_server)
+    assert ask(port(rpc_server), "/check?only=authenticate", shown).status == 401
+    assert ask(port(rpc_server), "/check?only=nothing", shown).status == 500
+    assert ask(port(rpc_server), "/check?only=authenticate", [("x-formgate-token", "fgt_none")]).status == 500
+    after = calls(rpc_server)
+    ended = {code: after[code] - before.get(code, 0) for code in after if after[code] != before.get(code, 0)}
+    assert ended == {"OK": 1, "INVALID_ARGUMENT": 1, "UNAUTHENTICATED": 1}
+    told = [json.loads(line) for line in rpc_server.log.splitlines() if "/formgate.gateways.Http/Check" in line]
+    (denied,) = [line for line in told if line.get("key_id") == made.key.key_id]
+    assert (denied["event"], denied["code"], denied["reason"]) == ("call", "OK", "KEY_REVOKED")
+    assert (denied["account_id"], denied["token_id"], denied["role"]) == (account, token_id, "CHECKER")
+    assert denied["peer"].startswith("ipv4:127.0.0.1:")
+    assert denied["milliseconds"] > 0
+    (failed,) = [line for line in told if line.get("token_id") == token_id and line["code"] == "INVALID_ARGUMENT"]
+    assert "key_id" not in failed
+    assert made.secret not in rpc_server.log
+    assert token not in rpc_server.log
+
+
+def calls(server: Server) -> dict[str, float]:
+    """Return how many checks of gateways have ended, by code."""
+    text = ask(int(server.http.rpartition(":")[2]), "/metrics").body.decode()
+    found = re.findall(r'^formgate_rpc_calls_total\{code="(\w+)",method="Check"\} (\S+)$', text, re.MULTILINE)
+    return {code: float(count) for code, count in found}
 
 
 def test_of_workers(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import structlog
 
@@ -21,7 +21,6 @@ from formgate_server.core.verdict import Reason, Verdict
 
 if TYPE_CHECKING:
     from formgate_server.rpc.dispatch import Call
-    from formgate_server.rpc.methods import Method
 
 _log = structlog.get_logger("formgate.rpc")
 
@@ -29,6 +28,18 @@ _BURST_SECONDS = 10
 
 Outcome = Verdict | Mapping[Reason, int] | None
 """What a call decided: a check, a batch (how many by each reason), or nothing."""
+
+
+class Called(Protocol):
+    """What is called: a ``Method``, or something that is none of gRPC's."""
+
+    @property
+    def path(self) -> str:
+        """What it is told by; the last part is its label in metrics."""
+
+    @property
+    def roles(self) -> frozenset[ServiceRole]:
+        """Who may call it."""
 
 
 class Lines:
@@ -48,7 +59,7 @@ class Lines:
 
     def tell(  # noqa: PLR0913, PLR0917 - all that there is to be told
         self,
-        method: Method,
+        method: Called,
         call: Call,
         caller: Caller | None,
         code: str,

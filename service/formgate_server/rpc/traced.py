@@ -12,7 +12,7 @@ from formgate_server.core.authenticate import Authenticate
 from formgate_server.core.model import Caller
 from formgate_server.core.verdict import Verdict
 from formgate_server.rpc.dispatch import Call, Dispatch
-from formgate_server.rpc.line import Lines, Outcome
+from formgate_server.rpc.line import Called, Lines, Outcome
 from formgate_server.rpc.methods import Method
 
 _FAULTS = frozenset({"INTERNAL", "UNAVAILABLE", "UNIMPLEMENTED"})
@@ -56,7 +56,7 @@ class TracedLines(Lines):
 
     def tell(  # noqa: PLR0913, PLR0917 - as Lines has it
         self,
-        method: Method,
+        method: Called,
         call: Call,
         caller: Caller | None,
         code: str,

@@ -16,8 +16,8 @@ import httptools
 
 from formgate_server.core.policy import HttpDenial
 
-Answer: TypeAlias = Callable[[str, Mapping[str, str]], Awaitable[HttpDenial]]
-"""Answers ``GET target`` with these headers, by name in lower case."""
+Answer: TypeAlias = Callable[[str, Mapping[str, str], str], Awaitable[HttpDenial]]
+"""Answers ``GET target`` with these headers, by name in lower case, from that peer, such as ``ipv4:192.0.2.1:7``."""
 
 _MOST_HEAD_BYTES = 32 * 1024
 _MOST_HEADERS = 100
@@ -118,6 +118,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own is no subclass
+        self._peer = _peer(transport.get_extra_info("peername"))
         self._connections.add(self)
         if len(self._connections) > _MOST_CONNECTIONS:
             self.abort()
@@ -235,7 +236,7 @@ class _Connection(asyncio.Protocol):
             if asked.target is None:
                 answer = HttpDenial(asked.status, (), b"")
             else:
-                answer = await self._answer(asked.target, asked.headers)
+                answer = await self._answer(asked.target, asked.headers, self._peer)
             await self._writable.wait()
             if self._transport.is_closing():
                 return
@@ -266,6 +267,14 @@ class _Connection(asyncio.Protocol):
         """End it at once."""
         self._closing = True
         self._transport.abort()
+
+
+def _peer(address: tuple[str, int] | tuple[str, int, int, int] | None) -> str:
+    """Return an address as gRPC writes it; empty: the connection is over already."""
+    if not address:
+        return ""
+    host, port = address[:2]
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
 def is_name(name: str) -> bool:

@@ -16,26 +16,40 @@ import binascii
 import json
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 import structlog
+from google.rpc.code_pb2 import Code
 
 from formgate_server import metrics
 from formgate_server.core.check_key import CheckKey
 from formgate_server.core.errors import FormgateError, InvalidArgumentError, UnavailableError
-from formgate_server.core.model import ServiceRole
+from formgate_server.core.model import Caller, ServiceRole
 from formgate_server.core.policy import HttpDenial
 from formgate_server.core.ports import Clock
-from formgate_server.rpc.dispatch import Call, Dispatch
+from formgate_server.core.verdict import Verdict
+from formgate_server.rpc.dispatch import CANCELLED, Call, Dispatch
+from formgate_server.rpc.errors import to_status
 from formgate_server.wire.auth_http import is_name
 from formgate_server.wire.gateways import told
 from formgate_server.wire.gateways.requirement import Ambiguous, Request, Requirements
+
+
+class Asked(NamedTuple):
+    """What a gateway asks for, as metrics and the log name it, and who may."""
+
+    path: str
+    roles: frozenset[ServiceRole]
+
 
 _log = structlog.get_logger("formgate.gateways")
 _CHECKERS = frozenset({ServiceRole.CHECKER, ServiceRole.MANAGER})
 _LONGEST_SECONDS = 5.0
 _TOLD_EVERY_SECONDS = 10.0
 _MOST_PARAMETERS = 100
+_CHECK = Asked("/formgate.gateways.Http/Check", _CHECKERS)
+_CALLED = {"/check": _CHECK, "/denial": Asked("/formgate.gateways.Http/Denial", _CHECKERS)}
 _DENIED = ("denied", "403")
 _JSON = (("content-type", "application/json"),)
 
@@ -61,31 +75,41 @@ class Answers:
         self._requirements = Requirements()
         self._told = 0.0
 
-    async def __call__(self, target: str, headers: Mapping[str, str]) -> HttpDenial:
+    async def __call__(self, target: str, headers: Mapping[str, str], peer: str = "") -> HttpDenial:
         """Return the answer to ``GET target``; ``headers`` by name in lower case, several values joined by commas."""
         path, _, query = target.partition("?")
+        called = _CALLED.get(path)
+        if called is None:
+            return _NOT_FOUND
+        began = time.perf_counter()
+        call = Call({"authorization": f"Bearer {headers.get(told.TOKEN, '')}"}, peer=lambda: peer)
+        caller: Caller | None = None
+        verdict: Verdict | None = None
+        code = reason = CANCELLED
         try:
             async with asyncio.timeout(_LONGEST_SECONDS):
-                if path == "/check":
-                    return await self._check(query, headers)
-                if path == "/denial":
-                    return await self._denial(query, headers)
-        except (UnavailableError, TimeoutError):
-            return _UNAVAILABLE
+                caller = await self._dispatch.caller(call, called.roles)
+                answer, verdict = await self._check(query, headers, caller) if called is _CHECK else _unwrapped(query)
+        except TimeoutError:
+            code, reason, answer = "UNAVAILABLE", "TIMEOUT", _UNAVAILABLE
         except FormgateError as error:
-            self._tell(error)
-            return _MISCONFIGURED
+            code, reason = Code.Name(to_status(error).code), error.reason
+            answer = self._answer(error)
         except Exception:  # noqa: BLE001 - whatever it was, it is no yes, and the gateway is answered
             _log.exception("a gateway's request failed for a fault of ours")
-            return _INTERNAL
-        return _NOT_FOUND
+            code, reason, answer = "INTERNAL", "INTERNAL", _INTERNAL
+        else:
+            code = reason = "OK"
+        finally:
+            self._dispatch.ended(called, call, began, caller, code, reason, verdict)
+        return answer
 
-    async def _check(self, said: str, headers: Mapping[str, str]) -> HttpDenial:
-        token = headers.get(told.TOKEN, "")
-        caller = await self._dispatch.caller(Call({"authorization": f"Bearer {token}"}), _CHECKERS)
+    async def _check(self, said: str, headers: Mapping[str, str], caller: Caller) -> tuple[HttpDenial, Verdict | None]:
+        """Return the answer, and the verdict where there is one."""
         requirement = self._requirements(said, lambda: [pair for pair in _pairs(said) if pair != _DENIED])
         asked = Request(headers.get("x-forwarded-method", ""), headers.get("x-forwarded-uri", ""), headers)
         query = requirement.query(asked)
+        verdict = None
         if isinstance(query, Ambiguous):
             denial = told.ambiguous(query)
         else:
@@ -95,14 +119,15 @@ class Answers:
             requirement.heed(verdict)
             if verdict.allowed and verdict.record is not None:
                 limits = told.rate_limit(verdict.limits, self._clock.now())
-                return HttpDenial(200, (*told.identity(verdict.record.key), *limits), b"")
+                return HttpDenial(200, (*told.identity(verdict.record.key), *limits), b""), verdict
             denial = told.denial(verdict, self._clock.now())
-        return _wrapped(denial) if _DENIED in _pairs(said) else denial
+        return _wrapped(denial) if _DENIED in _pairs(said) else denial, verdict
 
-    async def _denial(self, said: str, headers: Mapping[str, str]) -> HttpDenial:
-        token = headers.get(told.TOKEN, "")
-        await self._dispatch.caller(Call({"authorization": f"Bearer {token}"}), _CHECKERS)
-        return _unwrapped(said)
+    def _answer(self, error: FormgateError) -> HttpDenial:
+        if isinstance(error, UnavailableError):
+            return _UNAVAILABLE
+        self._tell(error)
+        return _MISCONFIGURED
 
     def _tell(self, error: FormgateError) -> None:
         """Say what is wrong with a gateway now and then: its end users may send any number of requests."""
@@ -129,7 +154,7 @@ def _wrapped(denial: HttpDenial) -> HttpDenial:
     return HttpDenial(403, (("x-formgate-denial", packed), ("x-formgate-status", str(denial.status))), b"")
 
 
-def _unwrapped(packed: str) -> HttpDenial:
+def _unwrapped(packed: str) -> tuple[HttpDenial, None]:
     """Return what ``_wrapped`` was given. Raises InvalidArgumentError."""
     try:
         status, headers, body = json.loads(base64.b64decode(packed, altchars=b"-_", validate=True))
@@ -140,4 +165,4 @@ def _unwrapped(packed: str) -> HttpDenial:
         raise InvalidArgumentError("denial", "has a header whose name is none")
     if not 400 <= denial.status <= 599:  # noqa: PLR2004 - HTTP: never a yes
         raise InvalidArgumentError("denial", "is none")
-    return denial
+    return denial, None
