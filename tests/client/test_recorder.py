@@ -16,6 +16,7 @@ import grpc
 import pytest
 
 from formgate import AsyncClient, Client, UsageRecorder
+from formgate import recorder as recorder_module
 from formgate.errors import ClosedError, InvalidRequestError
 from formgate.recorder import FullError, Outcome, Refused, Usage
 from formgate.v1 import authorization_pb2 as pb
@@ -266,6 +267,48 @@ def test_a_close_without_the_service_ends_and_says_what_is_left(
     assert len(told.dropped) == 1_200
     assert "1200 usage records could not be sent" in caplog.text
     assert recorder.close() == 1_200
+
+
+def test_a_record_is_taken_or_refused_while_another_thread_closes(rpc_server: Server) -> None:
+    """Whatever the moment: one that was taken is sent or told of as dropped; one that comes later is a ClosedError."""
+    for at in range(30):
+        told = Told()
+        recorder = UsageRecorder("127.0.0.1:1", rpc_server.token, **told.callbacks)
+        put, held_up = recorder._buffer.put, threading.Event()
+
+        def slow(payload: bytes, put: Any = put, held_up: threading.Event = held_up, at: int = at) -> None:
+            held_up.set()
+            time.sleep(at / 1_000)
+            put(payload)
+
+        recorder._buffer.put = slow  # type: ignore[method-assign, assignment]
+        closing = threading.Thread(target=lambda r=recorder, h=held_up: (h.wait(), r.close(0.001)))
+        closing.start()
+        recorder.record("k")
+        closing.join()
+        assert recorder.counters["put"] == recorder.counters["dropped"] == len(told.dropped) == 1
+        with pytest.raises(ClosedError):
+            recorder.record("k")
+        assert recorder.close() == 1
+
+
+def test_a_close_ends_though_a_callback_does_not(
+    proxy: Proxy, rpc_server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever hangs in ``on_drop`` holds up no process that wants to end; the log says so."""
+    monkeypatch.setattr(recorder_module, "_ENDING_SECONDS", 0.2)
+    proxy.refuse()
+    go_on = threading.Event()
+    recorder = UsageRecorder(f"127.0.0.1:{proxy.port}", rpc_server.token, on_drop=lambda _: go_on.wait(10))  # type: ignore[arg-type]
+    recorder.record("k")
+    try:
+        began = time.monotonic()
+        assert recorder.close(0.05) == 1
+        assert time.monotonic() - began < 3
+        assert "does not end" in caplog.text
+    finally:
+        go_on.set()
+    assert recorder.close() == 1
 
 
 def answers(request: bytes, outcome: int = pb.OUTCOME_ACCEPTED) -> list[pb.UsageResult]:

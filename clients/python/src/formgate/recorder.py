@@ -33,6 +33,8 @@ _log = logging.getLogger("formgate")
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 30.0
 _AT_EXIT_SECONDS: Final = 5.0
+_ENDING_SECONDS: Final = 5.0
+"""What the thread has, when nothing is sent any more, to tell of what is dropped: a callback or a disk may hang."""
 
 
 class Refused(NamedTuple):
@@ -124,26 +126,29 @@ class UsageRecorder:
         Raises InvalidRequestError for what is no record, FullError where there is no room and no ``on_drop``, and
         ClosedError.
         """
-        if self._closed:
-            raise ClosedError("the recorder is closed")
         fields["record_id"] = fields.get("record_id") or self._new_id()
         usage = Usage(key_id=key_id, units=units, **fields)
         payload = to_bytes(usage)
         try:
-            self._buffer.put(payload)
+            self._put(payload)
         except FullError:
             self._count("dropped")
             if self._on_drop is None:
                 raise
             _tell(self._on_drop, usage)
-            return usage.record_id
+        return usage.record_id
+
+    def _put(self, payload: bytes) -> None:
+        """Keep a record. Under the lock, as closing is: what is taken here is sent, or told of as dropped."""
         with self._changed:
+            if self._closed:
+                raise ClosedError("the recorder is closed")
+            self._buffer.put(payload)
             self._start()
             self._taken += 1
             self._counts["put"] += 1
             if self._taken - self._settled == MOST:
                 self._changed.notify_all()
-        return usage.record_id
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until all that was recorded before is settled; False: not within ``timeout`` seconds."""
@@ -171,7 +176,9 @@ class UsageRecorder:
             self._changed.notify_all()
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            thread.join(max(0.0, self._until - time.monotonic()) + _ENDING_SECONDS)
+            if thread.is_alive():
+                _log.error("the usage recorder does not end: a callback or a disk holds it up")
         with self._changed:
             return self._taken - self._settled
 
@@ -226,10 +233,11 @@ class UsageRecorder:
         """Send what comes, until the recorder is closed."""
         while True:
             self._wait_for_records()
+            closed = self._closed  # first: what is there now is the last
             taken = self._sending = self._sending or self._buffer.take()
             if taken is None:
                 self._buffer.sync()
-                if self._closed:
+                if closed:
                     return
             elif not self._deliver(taken, send):
                 self._give_up(taken)
