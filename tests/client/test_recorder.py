@@ -292,6 +292,22 @@ def test_a_record_is_taken_or_refused_while_another_thread_closes(rpc_server: Se
         assert recorder.close() == 1
 
 
+def test_a_record_that_a_signal_s_handler_closes_within_is_told_of() -> None:
+    """The same thread closes in the middle of ``record``: what was taken is told of as dropped."""
+    told = Told()
+    recorder = UsageRecorder("127.0.0.1:1", "t", **told.callbacks)
+    put = recorder._buffer.put
+
+    def closes(record: bytes) -> None:
+        recorder.close(0.001)
+        put(record)
+
+    recorder._buffer.put = closes  # type: ignore[method-assign]
+    recorder.record("k")
+    assert recorder.close(0.001) == 1
+    assert len(told.dropped) == recorder.counters["dropped"] == 1
+
+
 def test_a_close_ends_though_a_callback_does_not(
     proxy: Proxy, rpc_server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

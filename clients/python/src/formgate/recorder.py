@@ -211,7 +211,7 @@ class UsageRecorder:
 
     def _start(self) -> None:
         """Start the thread, where there is none; under the lock."""
-        if self._thread is None and not self._closed:
+        if self._thread is None:  # closed or not: a handler of a signal may have closed it within ``record``
             self._thread = threading.Thread(target=self._run, name="formgate-usage", daemon=True)
             self._thread.start()
 
