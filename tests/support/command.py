@@ -106,9 +106,14 @@ class Terminal:
             pass
         return self._process.wait(seconds)
 
+    def _signals(self) -> str:
+        """Return which signals the process blocks, ignores and catches: why ctrl-C may not have reached it."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return ", ".join(line for line in status.splitlines() if line.startswith(("State", "Sig", "Shd")))
+
     def _read(self, deadline: float) -> bool:
         ready, _, _ = select.select([self._descriptor], [], [], max(deadline - time.monotonic(), 0))
-        assert ready, f"nothing more came, after: {self.screen!r}"
+        assert ready, f"nothing more came, after: {self.screen!r}\n{self._signals()}"
         try:
             got = os.read(self._descriptor, 65_536)
         except OSError as error:
@@ -146,10 +151,12 @@ def on_terminal(*arguments: str, columns: int = 80, environment: Mapping[str, st
 
 
 # Makes the terminal the one of its session, so that ctrl-C reaches the command and a password can be asked for. Tests
-# that a shell runs in the background ignore ctrl-C, and so would what they start: what a terminal starts does not.
+# that a shell runs in the background ignore ctrl-C, and so would what they start: what a terminal starts does not, nor
+# does it block it.
 _LEAD = """
 import fcntl, os, signal, sys, termios
 signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.argv[1], sys.argv[1:])
 """

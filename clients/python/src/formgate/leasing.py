@@ -7,10 +7,10 @@ a thread to read it.
 from __future__ import annotations
 
 import queue
-import random
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from random import SystemRandom
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -178,7 +178,7 @@ class Leasing:
                 pause = min(_LONGEST_PAUSE, 2 * pause)
             finally:
                 requests.put(None)
-            self._closing.wait(pause * random.uniform(0.5, 1))  # noqa: S311 - so that not all come at once
+            self._closing.wait(pause * SystemRandom().uniform(0.5, 1))  # so that not all come at once
 
     def _told(self, answer: pb.WatchEpochsResponse) -> None:
         if (leases := self._leases()) is not None:

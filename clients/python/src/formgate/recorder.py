@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
-import random
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import SystemRandom
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, Unpack
 
@@ -263,7 +263,7 @@ class UsageRecorder:
             if left:
                 if len(left) < len(waiting):
                     pause = _FIRST_PAUSE  # it goes on
-                if not self._pause(pause * random.uniform(0.5, 1)):  # noqa: S311 - to spread, not to hide
+                if not self._pause(pause * SystemRandom().uniform(0.5, 1)):  # to spread, not to hide
                     self._settle(len(taken.records) - len(left) if taken.own else 0)
                     taken.records = left
                     return False

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import random
 import secrets
 import threading
+from random import SystemRandom
 from typing import Final
 
 from formgate.errors import DeadlineError, UnavailableError
@@ -52,7 +52,7 @@ class Retrying:
         if attempt >= self._attempts or isinstance(error, DeadlineError) or self._tokens <= _TOKENS / 2:
             return None
         longest: float = min(_FIRST_SECONDS * 2 ** (attempt - 1), _LONGEST_SECONDS)
-        pause = max(longest * random.uniform(0.5, 1), error.retry_after or 0.0)  # noqa: S311 - to spread, not to hide
+        pause = max(longest * SystemRandom().uniform(0.5, 1), error.retry_after or 0.0)  # to spread, not to hide
         return pause if pause < seconds_left else None
 
 
