@@ -203,7 +203,7 @@ async def test_a_primary_that_dies(replicated: RedisCluster) -> None:
             await heals(client, ACCOUNTS[0])
             await asyncio.sleep(0.1)
         assert took < 10
-        assert load.longest < 0.6  # the deadline, and what others do on this machine
+        assert load.longest < 2  # a deadline of a quarter, and what others do on this machine
         for account in ACCOUNTS:
             tally = Tally(load.outcomes[account])
             assert not isinstance(load.outcomes[account][-1], BaseException), account
