@@ -115,13 +115,14 @@ class Calls:
         self.timing = Timing(_call_seconds.labels(method))
         self._codes = {code: Tally(_calls.labels(method, code)) for code in CODES}
 
-    def ended(self, code: str, seconds: float) -> None:
-        """Count a call."""
+    def ended(self, code: str, seconds: float | None) -> None:
+        """Count a call; None: how long it took says nothing, as of one that goes on until somebody has enough."""
         tally = self._codes.get(code)
         if tally is None:
             tally = self._codes[code] = Tally(_calls.labels(self._method, code))
         tally.count += 1
-        self.timing.observe(seconds)
+        if seconds is not None:
+            self.timing.observe(seconds)
 
 
 _calls_by_path: dict[str, Calls] = {}

@@ -115,11 +115,12 @@ class AuthorizationServicer:
             ]
         )
 
-    async def lease_key(self, request: pb.LeaseKeyRequest, caller: Caller) -> pb.LeaseKeyResponse:
+    async def lease_key(self, request: pb.LeaseKeyRequest, caller: Caller) -> tuple[bytes, Verdict | None]:
         """A lease, a denial, or why there is neither."""
         answer = await self._lease_key(lease_query(request), caller)
         metrics.leases["granted" if isinstance(answer, Lease) else _refused(answer)].count += 1
-        return lease_response(answer, request.rules_id)
+        denial = answer if isinstance(answer, Verdict) else None
+        return lease_response(answer, request.rules_id).SerializeToString(), denial
 
     async def settle_leases(self, request: pb.SettleLeasesRequest, caller: Caller) -> pb.SettleLeasesResponse:
         """Give back what is left of leases, in order."""

@@ -122,7 +122,10 @@ class Dispatch:
         return answer
 
     async def stream(self, method: Method, call: Call, payloads: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-        """Answer a call that goes on. Raises RpcError. Its token must be good for each answer anew."""
+        """Answer a call that goes on. Raises RpcError. Its token must be good for each answer anew.
+
+        It has no end of its own: that the caller has enough, or its connection is old, is no failure.
+        """
         began = time.perf_counter()
         caller: Caller | None = None
         code = reason = CANCELLED
@@ -133,11 +136,11 @@ class Dispatch:
 
         try:
             caller = _acting(await self.caller(call, method.roles), call)
+            code = reason = _OK
             async with aclosing(method.handle(requests(), caller)) as responses:
                 async for response in responses:
                     await self.caller(call, method.roles)
                     yield response.SerializeToString()
-            code = reason = _OK
         except FormgateError as error:
             status = to_status(error)
             code, reason = Code.Name(status.code), error.reason
@@ -147,7 +150,8 @@ class Dispatch:
             code = reason = _INTERNAL
             raise RpcError(internal()) from error
         finally:
-            self.ended(method, call, began, caller, code, reason)
+            metrics.calls_of(method.path).ended(code, None)
+            self._lines.tell(method, call, caller, code, reason, None, time.perf_counter() - began)
 
     def ended(  # noqa: PLR0913, PLR0917 - all that there is to be told
         self,

@@ -26,7 +26,6 @@ _DETAILS = "grpc-status-details-bin"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _BROKEN = to_status(InvalidArgumentError("request", "is broken, or a string is not UTF-8"))
-_TOO_SLOW = to_status(UnavailableError("what is told here is not read in time; call again", reason="READS_TOO_SLOWLY"))
 _SLOWEST_READER_SECONDS = 5.0
 _SETTLE_SECONDS = 0.1
 _EVERYBODY = frozenset(ServiceRole)
@@ -179,14 +178,19 @@ def _streaming(dispatch: Dispatch, method: Method) -> Any:  # noqa: ANN401 - grp
         try:
             async with aclosing(dispatch.stream(method, _call(context), aiter(payloads))) as answers:
                 async for each in answers:
-                    async with asyncio.timeout(_SLOWEST_READER_SECONDS):
-                        await context.write(each)
+                    try:
+                        async with asyncio.timeout(_SLOWEST_READER_SECONDS):
+                            await context.write(each)
+                    except TimeoutError:
+                        await answers.athrow(_too_slow())  # so that it is counted and told as it ends
         except RpcError as error:
             await _abort(context, error.status)
-        except TimeoutError:
-            await _abort(context, _TOO_SLOW)
 
     return answer
+
+
+def _too_slow() -> UnavailableError:
+    return UnavailableError("what is told here is not read in time; call again", reason="READS_TOO_SLOWLY")
 
 
 async def _abort(context: _Context, status: status_pb2.Status) -> NoReturn:

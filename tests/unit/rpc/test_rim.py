@@ -14,6 +14,7 @@ from formgate.rules.grants import Level
 from formgate.rules.reason import Reason
 from formgate.v1 import authorization_pb2, keys_pb2, resources_pb2
 from formgate_server.core import errors, model, verdict
+from formgate_server.core.lease_key import Refused
 from formgate_server.core.model import Caller, ServiceRole
 from formgate_server.core.secrets import new_secret
 from formgate_server.rpc import convert
@@ -149,6 +150,26 @@ async def test_an_actor_forges_nothing(actor: str) -> None:
     with pytest.raises(RpcError) as raised:
         await dispatch(method, Call({"formgate-actor": actor}), b"")
     assert raised.value.status.code == code_pb2.INVALID_ARGUMENT
+
+
+async def test_a_lease_that_is_denied_is_told_as_a_denial() -> None:
+    """The log's line has the verdict, whose reason and key it names; a lease or a refusal has none."""
+    bare: Any = object()
+    denied = verdict.Verdict(Reason.KEY_REVOKED, "", 401)
+    answers: list[Any] = [denied, Refused(0, off=True)]
+
+    async def lease_key(_query: object, _caller: Caller) -> Any:
+        return answers.pop(0)
+
+    leases: Any = lease_key
+    servicer = AuthorizationServicer(bare, bare, leases, bare, bare)
+    asked = authorization_pb2.LeaseKeyRequest(key="k", want_units=1)
+    written, outcome = await servicer.lease_key(asked, await _known(""))
+    assert authorization_pb2.LeaseKeyResponse.FromString(written).denial.reason == authorization_pb2.REASON_KEY_REVOKED
+    assert outcome is denied
+    written, outcome = await servicer.lease_key(asked, await _known(""))
+    assert authorization_pb2.LeaseKeyResponse.FromString(written).HasField("refusal")
+    assert outcome is None
 
 
 @pytest.mark.parametrize("micros", [0, 1, 999_999, 1_000_000, -1, -62_135_596_800_000_000, 253_402_300_799_999_999])

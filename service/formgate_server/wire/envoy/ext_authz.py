@@ -41,6 +41,7 @@ class ExtAuthz:
 
     def methods(self) -> Iterator[Method]:
         """Yield what it answers."""
+        metrics.calls_of(_PATH)  # counted, and shown, from the start
         yield Method(_PATH, pb.CheckRequest, _CHECKERS, self.check)
 
     async def check(self, request: pb.CheckRequest, caller: Caller) -> tuple[bytes, Verdict | None]:
