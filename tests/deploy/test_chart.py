@@ -346,10 +346,27 @@ def test_the_certificate_is_for_the_names_that_clients_use() -> None:
     assert volume["secret"]["secretName"] == certificate["secretName"]
 
 
+def _alerts(*words: str) -> list[Object]:
+    groups = one("PrometheusRule", "default", *words)["spec"]["groups"]
+    return [rule for group in groups for rule in group["rules"] if "alert" in rule]
+
+
 def test_rules_and_dashboard_are_the_files() -> None:
-    """They arrive as they are tested: what looks like a template in them is none."""
+    """They arrive as they are tested: what looks like a template in them is none.
+
+    But for whose servers must be there, and where the runbooks are.
+    """
     spec = one("PrometheusRule", "production")["spec"]
-    assert spec == yaml.load((chart.CHART / "files/alerts.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
+    alerts = (chart.CHART / "files/alerts.yaml").read_text(encoding="utf-8")
+    for was, now in (
+        ("absent(formgate_build_info)", 'absent(formgate_build_info{namespace="access"})'),
+        ("runbook_url: docs/", "runbook_url: https://git.example/formgate/blob/main/docs/"),
+    ):
+        assert was in alerts
+        alerts = alerts.replace(was, now)
+    assert spec == yaml.load(alerts, yaml.CSafeLoader)
+    paths = {each["annotations"]["runbook_url"] for each in _alerts("--set=prometheusRule.enabled=true")}
+    assert {each.partition("#")[0] for each in paths} == {"docs/operations/runbooks.md"}
     (found,) = [each for each in objects("production") if each["metadata"]["name"] == "formgate-dashboard"]
     dashboard = (chart.CHART / "files/dashboard.json").read_text(encoding="utf-8")
     assert json.loads(found["data"]["formgate.json"]) == json.loads(dashboard)
@@ -399,6 +416,7 @@ WRONG = {
     "persistence.size=much": "persistence.size",
     r"podLabels.app\.kubernetes\.io/component=test": "podLabels",
     r"podAnnotations.checksum/config=x": "podAnnotations",
+    "prometheusRule.runbookBase=git.example": "prometheusRule.runbookBase",
 }
 
 

@@ -21,6 +21,7 @@ from formgate.v1.authorization_pb2 import BatchCheckKeysRequest, CheckKeyRequest
 from formgate.v1.keys_pb2 import CreateKeyRequest, GetKeyRequest, RevokeKeyRequest
 from formgate.v1.resources_pb2 import HOLDER_KEY, Limit
 from scripts.prometheus import PrometheusError, find
+from tests.deploy.rendered import one
 from tests.support.client import Client
 from tests.support.server import Server, eventually
 from tests.support.workers import SupervisedServer
@@ -228,6 +229,46 @@ def test_prometheus_takes_the_rules(promtool: Path) -> None:
 def test_alerts_fire_when_they_should(promtool: Path, name: str) -> None:
     """And not before, and with the words that they should have."""
     command = [str(promtool), "test", "rules", str(Path(__file__).with_name(name))]
+    tested = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+_GONE = {
+    "evaluation_interval": "30s",
+    "tests": [
+        {
+            "name": "ours are gone, others are there",
+            "interval": "30s",
+            "input_series": [
+                {"series": 'formgate_build_info{namespace="access",instance="a"}', "values": "1x10 stale"},
+                {"series": 'formgate_build_info{namespace="staging",instance="b"}', "values": "1x60"},
+            ],
+            "promql_expr_test": [
+                {
+                    "expr": 'ALERTS{alertname="FormgateDown",alertstate="firing"}',
+                    "eval_time": eval_time,
+                    "exp_samples": [{"labels": labels, "value": 1} for labels in fired],
+                }
+                for eval_time, fired in (
+                    ("4m", []),
+                    (
+                        "20m",
+                        ['ALERTS{alertname="FormgateDown",alertstate="firing",namespace="access",severity="page"}'],
+                    ),
+                )
+            ],
+        }
+    ],
+}
+
+
+def test_an_installation_that_is_gone_is_seen_beside_another(promtool: Path, helm: None, tmp_path: Path) -> None:
+    """The chart's rule is about its own namespace: servers elsewhere do not stand for those that are gone."""
+    del helm
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(json.dumps(one("PrometheusRule", "production")["spec"]))  # JSON is YAML
+    (tmp_path / "test.yaml").write_text(json.dumps({"rule_files": [str(rules)], **_GONE}))
+    command = [str(promtool), "test", "rules", str(tmp_path / "test.yaml")]
     tested = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
     assert tested.returncode == 0, tested.stdout + tested.stderr
 

@@ -232,6 +232,12 @@ certificate_end = _gauge(
     "certificate",
     mode="livemin",
 )
+certificate_lifetime = _gauge(
+    "tls_certificate_lifetime_seconds",
+    "For how long that certificate is valid in all, from its beginning to its end.",
+    "certificate",
+    mode="livemin",
+)
 _files_refused = _gauge(
     "files_refused",
     "Whether what files hold now can not be used, so that what they held before stays.",

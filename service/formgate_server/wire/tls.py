@@ -47,6 +47,9 @@ class Certificates(NamedTuple):
     """Of the first certificate to end, of the server's and its issuers'."""
     client_ca_end: float | None
     """Of the last of the clients' authorities to end: one that was replaced may stay until then."""
+    lifetime: float
+    """For how many seconds that certificate of the server's chain is valid in all."""
+    client_ca_lifetime: float | None
 
 
 class Tls:
@@ -103,8 +106,10 @@ class Tls:
     def _tell(self) -> None:
         newest = self._certificates.value
         metrics.certificate_end.labels("server").set(newest.end)
-        if newest.client_ca_end is not None:
+        metrics.certificate_lifetime.labels("server").set(newest.lifetime)
+        if newest.client_ca_end is not None and newest.client_ca_lifetime is not None:
             metrics.certificate_end.labels("client_ca").set(newest.client_ca_end)
+            metrics.certificate_lifetime.labels("client_ca").set(newest.client_ca_lifetime)
         metrics.files_refused["certificates"].set(self._certificates.is_refused)
         metrics.files_refused["identities"].set(self._identities is not None and self._identities.is_refused)
 
@@ -131,13 +136,15 @@ def certificates(paths: Sequence[Path], contents: Sequence[bytes], now: float) -
         raise UnfitFileError(f"{paths[1]}: is not the key of the first certificate in {paths[0]}")
     for each in chain:
         _in_time(paths[0], each, now)
-    end = min(_end(each) for each in chain)
+    first = min(chain, key=_end)
     if len(paths) == 2:  # noqa: PLR2004 - certificate and key
-        return Certificates(contents[0], contents[1], None, end, None)
+        return Certificates(contents[0], contents[1], None, _end(first), None, _lifetime(first), None)
     authorities = _parsed(paths[2], contents[2])
     last = max(authorities, key=_end)
     _in_time(paths[2], last, now)
-    return Certificates(contents[0], contents[1], contents[2], end, _end(last))
+    return Certificates(
+        contents[0], contents[1], contents[2], _end(first), _end(last), _lifetime(first), _lifetime(last)
+    )
 
 
 def _parsed(path: Path, content: bytes) -> list[x509.Certificate]:
@@ -175,6 +182,10 @@ def _in_time(path: Path, certificate: x509.Certificate, now: float) -> None:
 
 def _end(certificate: x509.Certificate) -> float:
     return certificate.not_valid_after_utc.timestamp()
+
+
+def _lifetime(certificate: x509.Certificate) -> float:
+    return _end(certificate) - certificate.not_valid_before_utc.timestamp()
 
 
 def names(properties: Mapping[str, Iterable[bytes]]) -> tuple[str, ...]:

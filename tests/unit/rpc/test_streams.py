@@ -15,7 +15,7 @@ from formgate_server import metrics
 from formgate_server.core.errors import UnavailableError
 from formgate_server.core.model import Caller, ServiceRole
 from formgate_server.rpc.dispatch import Call, Dispatch, RpcError
-from formgate_server.rpc.line import Lines, Outcome
+from formgate_server.rpc.line import Called, Lines, Outcome
 from formgate_server.rpc.methods import Method
 from formgate_server.wire import grpcio
 
@@ -39,7 +39,7 @@ class Kept(Lines):
 
     def tell(
         self,
-        method: Method,
+        method: Called,
         call: Call,
         caller: Caller | None,
         code: str,

@@ -49,6 +49,8 @@ def test_a_certificate_ends_with_the_first_of_its_chain(authority: Authority, tm
     found = served(chain, key, authorities)
     assert found.end == pytest.approx(time.time() + 3 * DAY, abs=60)
     assert found.client_ca_end == pytest.approx(time.time() + DAY, abs=60)
+    assert found.lifetime == pytest.approx(4 * DAY, abs=60)
+    assert found.client_ca_lifetime == pytest.approx(2 * DAY, abs=60)
     assert served(certificate, key).client_ca_end is None
 
 
