@@ -115,8 +115,8 @@ def _limit(limit: FakeLimit) -> resources_pb2.Limit:
 def checks(rpc_server: Server) -> Iterator[dict[str, Callable[..., Verdict]]]:
     """One real client of each kind for all cases, that of asyncio in a loop of its own."""
     address, token = rpc_server.address, rpc_server.token
-    with Client(address, token, timeout=5) as client, asyncio.Runner() as runner:
-        asynchronous = AsyncClient(address, token, timeout=5)
+    with Client(address, token, timeout=5, leases=False) as client, asyncio.Runner() as runner:
+        asynchronous = AsyncClient(address, token, timeout=5, leases=False)
         yield {
             "Client": client.check,
             "AsyncClient": lambda *args, **asked: runner.run(asynchronous.check(*args, **asked)),

@@ -55,7 +55,7 @@ def _uvicorn(server: Server) -> tuple[int, Callable[[], None]]:
     served: list[uvicorn.Server] = []
 
     async def run() -> None:
-        async with AsyncClient(server.address, server.token, timeout=5) as client:
+        async with AsyncClient(server.address, server.token, timeout=5, leases=False) as client:
             call: Any = FRAMEWORKS["fastapi"](SimpleNamespace(async_client=client))
             config = uvicorn.Config(call.app, log_config=None, proxy_headers=False, lifespan="off", ws="none")
             served.append(uvicorn.Server(config))
@@ -80,7 +80,7 @@ class _Quiet(wsgiref.simple_server.WSGIRequestHandler):
 
 def _wsgiref(name: str, server: Server) -> tuple[int, Callable[[], None]]:
     """Serve an application of WSGI; returns its port, and how to stop it."""
-    client = Client(server.address, server.token, timeout=5)
+    client = Client(server.address, server.token, timeout=5, leases=False)
     call: Any = FRAMEWORKS[name](SimpleNamespace(client=client))
     http = wsgiref.simple_server.make_server("127.0.0.1", 0, call.app, handler_class=_Quiet)
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
