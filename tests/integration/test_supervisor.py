@@ -22,7 +22,7 @@ from tests.support import fake_worker
 SECONDS = 20.0
 """After which whatever has not come is not coming; a busy machine takes a second to start a process."""
 QUICK = Times(
-    first_backoff=0.05, longest_backoff=0.2, healthy=60.0, starting=30.0, hung=1.0, ending=1.0, tick=0.05
+    first_backoff=0.05, longest_backoff=0.2, healthy=60.0, starting=30.0, hung=2.5, ending=1.0, tick=0.05
 )  # fmt: skip
 ENDED = "a worker ended: another is started"
 
