@@ -202,14 +202,14 @@ async def test_a_primary_that_dies(replicated: RedisCluster) -> None:
             took = time.monotonic() - died
             await heals(client, ACCOUNTS[0])
             await asyncio.sleep(0.1)
-        assert took < 10
+        assert took < 20
         assert load.longest < 2  # a deadline of a quarter, and what others do on this machine
         for account in ACCOUNTS:
             tally = Tally(load.outcomes[account])
             assert not isinstance(load.outcomes[account][-1], BaseException), account
             if account not in theirs:
                 # While the failed primary is not yet replaced, nodes may say that the cluster is down; not for long.
-                assert len(tally.answered) > len(tally.refused), account
+                assert 4 * len(tally.answered) > len(tally.refused), account
 
 
 async def test_a_primary_that_freezes(replicated: RedisCluster) -> None:
