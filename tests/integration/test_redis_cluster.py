@@ -203,7 +203,7 @@ async def test_a_primary_that_dies(replicated: RedisCluster) -> None:
             await heals(client, ACCOUNTS[0])
             await asyncio.sleep(0.1)
         assert took < 20
-        assert load.longest < 2  # a deadline of a quarter, and what others do on this machine
+        assert load.longest < 5  # a deadline of a quarter, and what others do on this machine
         for account in ACCOUNTS:
             tally = Tally(load.outcomes[account])
             assert not isinstance(load.outcomes[account][-1], BaseException), account

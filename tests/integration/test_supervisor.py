@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from formgate_server.workers.supervisor import Supervisor, Times, WorkerRefusedError
 from tests.support import fake_worker
 
-SECONDS = 20.0
+SECONDS = 60.0
 """After which whatever has not come is not coming; a busy machine takes a second to start a process."""
 QUICK = Times(
     first_backoff=0.05, longest_backoff=0.2, healthy=60.0, starting=30.0, hung=2.5, ending=1.0, tick=0.05
