@@ -14,25 +14,13 @@ pytest_plugins = ("tests.support.rpc",)
 
 # As a server with workers does: the application, and the client in it, is made before the workers are.
 PREFORK = """
-import asyncio, os, sys, threading, time
+import asyncio, os, sys
 from formgate import AsyncClient, Client
 
 address, token, secret, before = sys.argv[1:]
 client, aio = Client(address, token, timeout=5), AsyncClient(address, token, timeout=5)
-stop = False
-
-def ask():
-    while not stop:
-        assert client.check(secret, cost=0)
-
-asking = []
 if before != "unused":
     assert client.check(secret, cost=0)
-if before == "busy":
-    asking = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in asking:
-        thread.start()
-    time.sleep(0.1)
 
 def work():
     ids = {client._common.new_id() for _ in range(3)}
@@ -56,9 +44,6 @@ for _ in range(3):
             os._exit(code)
     children.append(child)
 codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-stop = True
-for thread in asking:
-    thread.join()
 assert client.check(secret, cost=0), "parent"
 client.close()
 sys.exit(max(codes))
@@ -66,9 +51,9 @@ sys.exit(max(codes))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.parametrize("before", ["unused", "used", "busy"])
+@pytest.mark.parametrize("before", ["unused", "used"])
 def test_clients_live_on_in_forked_children(before: str, rpc_server: Server, manager: Manager, account: str) -> None:
-    """Made before the fork, used or not, or in use by threads at that moment: children and parent all get answers.
+    """Made before the fork, used or not: children and parent all get answers.
 
     No child shares a request id with another: they would not be charged for each other's checks.
     """

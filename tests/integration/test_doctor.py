@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -159,8 +160,7 @@ async def test_a_clock_that_is_off_is_told(given: dict[str, Any], monkeypatch: p
     monkeypatch.setattr(time, "time", lambda: now() - 100)
     found = await examined(**given)
     for store in ("database", "redis"):
-        assert "100.0" in of(found, store, "fail")
-        assert "s before this machine's → have NTP" in of(found, store, "fail")
+        assert re.search(r"\b(99|100)\.\d+ s before this machine's → have NTP", of(found, store, "fail"))
     assert findings.clock("x", -2.0).status is Status.WARN
     assert findings.clock("x", 0.2).status is Status.OK
 
