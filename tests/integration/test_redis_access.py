@@ -115,7 +115,7 @@ async def test_tls_with_certificates_on_both_sides(tmp_path: Path, authority: Au
         Proxy(server.port, tls=authority.server_context(clients=True)) as proxy,
     ):
         url = f"rediss://127.0.0.1:{proxy.port}/0?ssl_ca_certs={authority.certificate}"
-        async with connected(f"{url}&ssl_certfile={certificate}&ssl_keyfile={key}", timeout=2) as client:
+        async with connected(f"{url}&ssl_certfile={certificate}&ssl_keyfile={key}", timeout=10) as client:
             assert (await count(client))[0] == 1
             long = Script("long", "return string.rep('x', 1000000)")
             assert len(await client.run(long, "a", [], [], repeatable=True)) == 1_000_000
