@@ -14,7 +14,7 @@ from formgate.v1 import resources_pb2 as nouns
 from formgate.v1.keys_pb2 import RevokeKeyRequest
 from scripts.envoy import page
 from tests.support.client import Client, new_token
-from tests.support.envoy import free_port
+from tests.support.configured import free_port
 from tests.support.gateways import Gateway, find, make
 from tests.support.server import Server
 from tests.support.upstream import Upstream

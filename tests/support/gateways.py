@@ -8,26 +8,19 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import shutil
-import signal
-import socket
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
 from formgate.v1 import resources_pb2 as nouns
 from formgate.v1.keys_pb2 import CreateKeyRequest
 from tests.support.client import Client
-from tests.support.envoy import ROOT, free_port
-from tests.support.process import launch
-from tests.support.server import eventually
+from tests.support.configured import Configured
+from tests.support.envoy import ROOT
 from tests.support.upstream import Answer, ask
 
 _CACHE = ROOT / ".cache" / "gateways"
@@ -76,61 +69,10 @@ def make(manager: Client, account: str, **fields: Any) -> Any:
     return manager(CreateKeyRequest(account_id=account, **{"grants": grants, **fields}))
 
 
-class Gateway:
-    """One gateway and its process: ``configuration`` with the ``ports`` that it names, and one that it ``listens`` on.
-
-    ``command`` starts it in the foreground; ``{file}`` is the configuration's path, and ``{folder}`` where it is.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        command: Sequence[str],
-        configuration: str,
-        ports: Mapping[int, int],
-        listens: int,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        self.folder = folder
-        self.port = free_port()
-        for number, stands in {**ports, listens: self.port}.items():
-            configuration, times = re.subn(rf"\b{number}\b", str(stands), configuration)
-            assert times, f"the page has no port {number}"
-        self._configuration = configuration
-        self._command = command
-        self._environment = {**os.environ, **(environment or {})}
-        self._process: subprocess.Popen[bytes] | None = None
+class Gateway(Configured):
+    """One gateway and its process."""
 
     def ask(self, path: str, secret: str = "", *headers: tuple[str, str], method: str = "GET") -> Answer:
         """Send a request with a key."""
         shown = (("authorization", f"Bearer {secret}"),) if secret else ()
         return ask(self.port, path, (*shown, *headers), method)
-
-    @property
-    def log(self) -> str:
-        """What it has logged."""
-        return (self.folder / "log").read_text(errors="replace")
-
-    def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / "configuration"
-        file.write_text(self._configuration, encoding="utf-8")
-        command = [word.format(file=file, folder=self.folder) for word in self._command]
-        with (self.folder / "log").open("wb") as log:
-            self._process = launch(command, stdout=log, stderr=log, environment=self._environment, folder=self.folder)
-        eventually(self._listens, 30, "the gateway's listener")
-        return self
-
-    def _listens(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, f"it ended\n{self.log}"
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-            return True
-        return False
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
