@@ -5,7 +5,6 @@ Spin writes a C program that explores every state of the model; so a C compiler 
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -15,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from scripts.debian import run, unpack
+
 PACKAGE = "spin"
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "spin"
 
@@ -22,7 +23,6 @@ _HELP = f"""the model checker spin is missing and could not be fetched: {{}}
 Put spin 6.5 on PATH. On Debian and Ubuntu: apt-get install {PACKAGE} gcc"""
 _NO_COMPILER = "there is no C compiler (gcc), which spin needs. On Debian and Ubuntu: apt-get install gcc libc6-dev"
 
-_FETCH_SECONDS = 30
 _COMPILE_SECONDS = 120
 _DEPTH = 200_000  # steps on the longest path; where it is not enough, the verifier says so, and that is no "holds"
 _COMPILED = ("-DSAFETY", "-DCOLLAPSE", "-DNOFAIR")  # assertions only; states kept whole, packed; no fairness
@@ -64,32 +64,12 @@ def find() -> Path:
     unpacked = CACHE / "usr/bin/spin"
     try:
         if not unpacked.exists():
-            _unpack()
-        _command(str(unpacked), "-V")
+            unpack(PACKAGE, CACHE)
+        run(str(unpacked), "-V")
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         raise SpinError(_HELP.format(said.strip())) from None
     return unpacked
-
-
-def _unpack() -> None:
-    CACHE.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE.parent, prefix="spin-") as new:
-        folder = Path(new)
-        try:
-            _command("apt-get", "download", PACKAGE, folder=folder)
-        except subprocess.CalledProcessError:  # the lists of packages may be missing: fetch them, for ourselves only
-            own = [f"-oDir::State={folder}/state", f"-oDir::Cache={folder}/cache"]
-            (folder / "state/lists/partial").mkdir(parents=True)
-            _command("apt-get", *own, "update", folder=folder)
-            _command("apt-get", *own, "download", PACKAGE, folder=folder)
-        (package,) = folder.glob(f"{PACKAGE}_*.deb")
-        _command("dpkg", "-x", package.name, "unpacked", folder=folder)
-        try:
-            (folder / "unpacked").rename(CACHE)  # all of it or nothing: others may fetch it at the same time
-        except OSError:
-            if not CACHE.exists():
-                raise
 
 
 def explore(
@@ -106,7 +86,7 @@ def explore(
         shutil.copyfile(model, copy)
         search = ["-DBFS"] if shortest else []
         try:
-            _command(str(spin), "-a", *words, copy.name, folder=folder, seconds=_COMPILE_SECONDS)
+            run(str(spin), "-a", *words, copy.name, folder=folder, seconds=_COMPILE_SECONDS)
             compiler = [
                 "gcc",
                 "-O0" if bounds.quick else "-O2",
@@ -117,7 +97,7 @@ def explore(
                 "pan",
                 "pan.c",
             ]
-            _command(*compiler, folder=folder, seconds=_COMPILE_SECONDS)
+            run(*compiler, folder=folder, seconds=_COMPILE_SECONDS)
         except subprocess.CalledProcessError as error:
             raise SpinError(f"{' '.join(words)} makes no model:\n{error.stdout}{error.stderr}") from None
         began = time.monotonic()
@@ -125,7 +105,7 @@ def explore(
         found = _read(said, time.monotonic() - began, ended)
         if not found.failed:
             return found, ""
-        trail = _command(str(spin), "-t", "-p", "-g", *words, copy.name, folder=folder, seconds=_COMPILE_SECONDS)
+        trail = run(str(spin), "-t", "-p", "-g", *words, copy.name, folder=folder, seconds=_COMPILE_SECONDS)
         stale = _STALE.search(trail)  # what the model itself says of the verdict that it objects to
         return found._replace(told=stale[0] if stale else found.told), trail
 
@@ -154,11 +134,3 @@ def _read(said: str, seconds: float, ended: bool) -> Found:  # noqa: FBT001 - wh
             return Found(None, sign, *counted)
     whole = errors is not None and states is not None
     return Found(False if whole else None, "" if whole else "no report", *counted)
-
-
-def _command(*words: str, folder: Path | None = None, seconds: float = _FETCH_SECONDS) -> str:
-    environment = {**os.environ, "LC_ALL": "C"}
-    done = subprocess.run(
-        words, cwd=folder, env=environment, check=True, capture_output=True, text=True, timeout=seconds
-    )
-    return done.stdout
