@@ -30,6 +30,7 @@ def primary(tmp_path: Path) -> Iterator[RedisServer]:
 def replica(primary: RedisServer, tmp_path: Path) -> Iterator[RedisServer]:
     """Its replica."""
     with RedisServer(tmp_path / "replica", replica_of=primary) as server:
+        primary.await_replica()
         yield server
 
 

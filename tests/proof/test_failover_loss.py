@@ -72,6 +72,7 @@ async def fail_over(folder: Path, replicas: int, lag: float) -> Loss:
         Proxy(primary.port) as between,
         RedisServer(folder / "replica", replica_of=between) as replica,
     ):
+        primary.await_replica()
         between.delay = lag
         admitted, seconds = await charges(primary.url(), replicas, partial(_kill, primary, between))
         await asyncio.to_thread(replica.do, "REPLICAOF", "NO", "ONE")

@@ -236,7 +236,8 @@ def test_a_quiet_key_after_a_failover(tmp_path: Path, postgres_server: PostgresS
     ):
         servers = [deployed.serve(), deployed.serve(database=deployed.database_by(to_database.port))]
         quiet = Quiet(deployed, servers)
-        time.sleep(1.0)  # two polls: what made the account is published, and replicated
+        time.sleep(1.0)  # two polls: what made the account is published
+        redis.await_replica()
         between.stall()  # from here on it is behind, and what was sent never arrives
         quiet.managers[0](keys_pb2.RevokeKeyRequest(key_id=quiet.key.key.key_id))
         time.sleep(1.0)  # two polls more: both know of it, and have told the old Redis
@@ -295,6 +296,7 @@ def test_a_failover_to_a_replica_that_is_behind(
         async def test() -> None:
             async with traffic([each.address for each in servers], deployed.token) as made:
                 await decided(made, 0.3)
+                redis.await_replica()
                 between.stall()  # from here on it is behind, and what was sent never arrives
                 await decided(made, 0.5)
                 redis.kill()

@@ -257,6 +257,18 @@ class RedisServer:
             return bool(self.do("ROLE")[0] == b"master")
         return False
 
+    def await_replica(self) -> None:
+        """Return when a write of now is at a replica: one that says «connected» may get its first up to 1 s later.
+
+        After a sync without a file the primary begins to send when the replica first acknowledges.
+        """
+        with self.client() as client:
+            connection = client.connection_pool.get_connection()
+            for command in (("SET", "await-replica", 1), ("DEL", "await-replica"), ("WAIT", 1, 10_000)):
+                connection.send_command(*command)
+                reply = connection.read_response()
+        assert reply == 1, f"{self.port} has no replica that follows"
+
     def do(self, *command: str | int) -> Any:
         """Run one command and return its reply as it is: bytes, numbers and lists."""
         with self.client() as client:
