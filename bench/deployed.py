@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -108,7 +109,9 @@ class Deployed:
             Client(process.address, self.deployment.token) as client,
         ):
             yield process, client
-            assert "degraded" not in logs.read_text(), logs.read_text()
+            told = [json.loads(line) for line in logs.read_text().splitlines()]
+            degraded = [each for each in told if each["event"].startswith("degraded") or each.get("degraded")]
+            assert not degraded, degraded
 
     @contextmanager
     def served(self, *cores: int, workers: int = 1) -> Iterator[Served]:

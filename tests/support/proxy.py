@@ -119,7 +119,8 @@ class Proxy:
 
     async def _cut(self) -> None:
         for writer in self._writers:
-            writer.transport.abort()
+            with contextlib.suppress(AttributeError):  # Python 3.11.2: one of TLS that was aborted may not be again
+                writer.transport.abort()
         self._writers.clear()
 
     async def _refuse(self) -> None:

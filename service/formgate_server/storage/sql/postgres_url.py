@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from formgate_server.storage.sql.parts import UnfitDatabaseError
@@ -25,31 +26,29 @@ _LENIENT = {"channel_binding": {"disable", "prefer"}, "gssencmode": {"disable", 
 
 def hosts_of(url: str) -> list[str]:
     """Return one URL for asyncpg for each host of ``url``. Raises UnfitDatabaseError."""
+    # urlsplit by itself refuses several hosts of which one has brackets, in all but the oldest of today's Pythons.
+    rest = url.partition("://")[2]
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    credentials, at, hosts = authority.rpartition("@")
+    behind = rest.removeprefix(authority)
+    if "@" in credentials or "#" in behind:
+        raise UnfitDatabaseError("characters such as @ / # ? in a password have to be written as %40 %2F %23 %3F")
+    return [_url_of(host, f"{credentials}{at}", behind) for host in hosts.split(",")]
+
+
+def _url_of(host: str, credentials: str, behind: str) -> str:
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(f"postgresql://{credentials}{host}{behind}")
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
         raise UnfitDatabaseError("this is no URL of a PostgreSQL database") from None
-    credentials, at, hosts = parts.netloc.rpartition("@")
-    if "@" in credentials or parts.fragment:
-        raise UnfitDatabaseError("characters such as @ / # ? in a password have to be written as %40 %2F %23 %3F")
     kept = [(name, value) for name, value in query if _is_kept(name, value)]
-    rest = parts._replace(scheme="postgresql", query=urlencode(kept))
-    found = []
-    for host in hosts.split(","):
-        if not host and not _has_host(kept):
-            raise UnfitDatabaseError("the URL of a PostgreSQL database has to name its host")
-        _, colon, port = host.rpartition("]")[2].partition(":")
-        if colon and not (port.isascii() and port.isdigit()):
-            raise UnfitDatabaseError(
-                "the URL's port is no number; @ / # ? in a password are written as %40 %2F %23 %3F"
-            )
-        found.append(rest._replace(netloc=f"{credentials}{at}{host}").geturl())
-    return found
-
-
-def _has_host(query: list[tuple[str, str]]) -> bool:
-    return any(name in {"host", "service"} for name, _ in query)
+    if not host and not any(name in {"host", "service"} for name, _ in kept):
+        raise UnfitDatabaseError("the URL of a PostgreSQL database has to name its host")
+    _, colon, port = host.rpartition("]")[2].partition(":")
+    if colon and not (port.isascii() and port.isdigit()):
+        raise UnfitDatabaseError("the URL's port is no number; @ / # ? in a password are written as %40 %2F %23 %3F")
+    return parts._replace(query=urlencode(kept)).geturl()
 
 
 def _is_kept(name: str, value: str) -> bool:
