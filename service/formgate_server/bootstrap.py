@@ -77,6 +77,8 @@ from formgate_server.wire.followed import UnfitFileError
 from formgate_server.wire.gateways.answers import Answers
 from formgate_server.wire.grpcio import GrpcServer, Limits
 from formgate_server.wire.http import HttpServer
+from formgate_server.wire.port import BALANCED, reserved
+from formgate_server.wire.scheduling import batch_while_busy
 from formgate_server.wire.tls import Tls, TlsFiles
 
 if TYPE_CHECKING:
@@ -254,7 +256,8 @@ async def _start(
     last_used = LastUsed()
     await stack.enter_async_context(_flushing(last_used, stores.registry))
     pulse = _Pulse()
-    stack.push_async_callback(ended, asyncio.create_task(pulse.beat()))
+    for job in (pulse.beat(), batch_while_busy()):
+        stack.push_async_callback(ended, asyncio.create_task(job))
     check_key = CheckKey(MeasuredKeys(counters.finder), limiter, policies, clock, last_used)
     record_usage = await _usage(stack, settings, stores, truth.database, policies, clock)
     authorization = AuthorizationServicer(
@@ -285,10 +288,13 @@ async def _start(
     http_address = settings.http if worker else _start_http(stack, settings.http, pulse)
     served = [*methods(authorization, keys, accounts), *ExtAuthz(check_key, clock).methods()]
     credentials = None if tls is None else tls.credentials
-    grpc = GrpcServer(dispatch, served, _limits(settings), credentials=credentials, shared=worker)
+    listen, shared = settings.listen, worker
+    if not worker and BALANCED:
+        listen, shared = stack.enter_context(reserved(listen)), True
+    grpc = GrpcServer(dispatch, served, _limits(settings), credentials=credentials, shared=shared)
     if tls is not None:
         stack.push_async_callback(ended, asyncio.create_task(tls.run()))
-    grpc_port = await grpc.start(settings.listen)
+    grpc_port = await grpc.start(listen)
     stack.push_async_callback(grpc.drain, settings.drain_seconds, hurry)
     auth = Answers(dispatch, check_key, clock)
     auth_http = None if settings.auth_http is None else await _start_auth_http(stack, settings, auth, worker, hurry)

@@ -22,7 +22,7 @@ from formgate_server.core.prune import OnProgress
 from formgate_server.metrics.of_workers import of_workers
 from formgate_server.settings import Settings
 from formgate_server.wire.http import HttpServer
-from formgate_server.workers.port import reserved
+from formgate_server.wire.port import reserved
 from formgate_server.workers.supervisor import Supervisor, WorkerRefusedError
 
 _log = structlog.get_logger("formgate.server")

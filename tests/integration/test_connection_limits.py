@@ -122,16 +122,21 @@ def test_more_connections_are_closed(server: Server) -> None:
 
 def test_who_pings_without_end_is_sent_away(server: Server) -> None:
     """It would keep the server busy for nothing. Spoken by hand: no client of gRPC does so."""
+    received = eventually(lambda: _pinged(server), 10, "a place for it")  # where those that have gone had theirs
+    assert b"too_many_pings" in received
+    assert _GOAWAY in _kinds(received)
+
+
+def _pinged(server: Server) -> bytes:
+    """Return what is said to a connection that pings, until it is closed or sent away."""
     host, _, port = server.address.rpartition(":")
     with socket.create_connection((host, int(port)), 10) as line:
         settings, pings = _frame(4, b""), _frame(_PING, b"\0" * 8) * 10
         line.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + pings)
         received = b""
-        while b"too_many_pings" not in received:
-            more = line.recv(65_536)
-            assert more, f"closed without a word: {received!r}"
+        while b"too_many_pings" not in received and (more := line.recv(65_536)):
             received += more
-        assert _GOAWAY in _kinds(received)
+        return received
 
 
 def _frame(kind: int, payload: bytes) -> bytes:

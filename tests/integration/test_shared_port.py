@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from formgate_server.workers.port import reserved
+from formgate_server.wire.port import reserved
 
 
 def bound(address: str, *options: int, listening: bool = True) -> socket.socket:

@@ -29,6 +29,8 @@ _BROKEN = to_status(InvalidArgumentError("request", "is broken, or a string is n
 _SLOWEST_READER_SECONDS = 5.0
 _SETTLE_SECONDS = 0.1
 _EVERYBODY = frozenset(ServiceRole)
+_LISTENERS = 16
+_FEWEST_CONNECTIONS = 256
 _OPTIONS = (
     # Of a call's metadata: what is larger than the first is refused now and then, larger than the second always.
     ("grpc.max_metadata_size", 8 * 1024),
@@ -54,13 +56,23 @@ class Limits(NamedTuple):
     streams: int
     """Calls under way on a connection; more wait at the client."""
     connections: int
-    """More are closed at once."""
+    """More are closed at once: see ``_listeners``."""
     connection_age: float
     """After about so many seconds a client is asked to connect anew."""
 
 
+def _listeners(connections: int) -> int:
+    """Return how many listeners share a process' port, and so its connections.
+
+    grpc.aio's server takes up one call a turn of the event loop. Of several at the same port each does, so that calls
+    share turns, wake-ups and writes to Redis: half the CPU time a check (docs/adr/0014). The kernel spreads connections
+    over them by chance; so each has many, or there are fewer listeners.
+    """
+    return max(1, min(_LISTENERS, connections // _FEWEST_CONNECTIONS))
+
+
 class GrpcServer:
-    """A grpc.aio server of the contract."""
+    """Servers of the contract by grpc.aio, all at one port."""
 
     def __init__(
         self,
@@ -71,40 +83,43 @@ class GrpcServer:
         credentials: grpc.ServerCredentials | None = None,
         shared: bool = False,
     ) -> None:
-        """Without ``credentials`` it speaks no TLS; the port is ``shared`` with other processes."""
+        """Without ``credentials`` it speaks no TLS. ``shared``: the port is reserved, for whoever of ours binds it."""
         self._credentials = credentials
+        listeners = _listeners(limits.connections) if shared else 1
         options = (
             *_OPTIONS,
             ("grpc.max_receive_message_length", limits.request_bytes),
             ("grpc.max_send_message_length", limits.response_bytes),
             ("grpc.max_concurrent_streams", limits.streams),
-            ("grpc.max_allowed_incoming_connections", limits.connections),
+            ("grpc.max_allowed_incoming_connections", limits.connections // listeners),
             ("grpc.max_connection_age_ms", round(limits.connection_age * 1_000)),
-            # Shared by workers only, whose supervisor sees to it: a second server must fail, not share it in silence.
+            # Never of a port that is not reserved: another server must fail there, not share it in silence.
             ("grpc.so_reuseport", int(shared)),
         )
-        self._server = grpc.aio.server(options=options)
         self._gate = _Gate()
-        self._server.add_generic_rpc_handlers((_Handlers(dispatch, methods, self._gate),))
         self._health = health.aio.HealthServicer()
         names = [*(service.full_name for service in SERVICES), health.SERVICE_NAME, reflection.SERVICE_NAME]
         reflected = _Reflection(dispatch, names)
-        self._server.add_generic_rpc_handlers(tuple(_library_handlers(self._health, reflected)))
+        handlers = (_Handlers(dispatch, methods, self._gate), *_library_handlers(self._health, reflected))
+        self._servers = [grpc.aio.server(handlers=handlers, options=options) for _ in range(listeners)]
         self._names = ["", *(service.full_name for service in SERVICES)]
 
     async def start(self, address: str) -> int:
-        """Listen on ``HOST:PORT`` (port 0: any free one) and return the port. Raises OSError where it is taken."""
+        """Listen on ``HOST:PORT`` (port 0, unless shared: any free one) and return the port. Raises OSError."""
         try:
-            if self._credentials is None:
-                port = self._server.add_insecure_port(address)
-            else:
-                port = self._server.add_secure_port(address, self._credentials)
+            port, *_ = [self._listen(server, address) for server in self._servers]
         except RuntimeError as error:
             message = f"can not listen on {address}"
             raise OSError(message) from error
-        await self._server.start()
+        for server in self._servers:
+            await server.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         return port
+
+    def _listen(self, server: grpc.aio.Server, address: str) -> int:
+        if self._credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, self._credentials)
 
     async def drain(self, grace: float, hurry: asyncio.Event) -> None:
         """Take no new calls, and end those under way within ``grace`` seconds, or at once when ``hurry`` is set."""
@@ -113,15 +128,18 @@ class GrpcServer:
         # So for a moment all is taken up and nothing answered: whoever waits for an answer sends nothing more.
         self._gate.close()
         await asyncio.sleep(_SETTLE_SECONDS)
-        stopping = asyncio.create_task(self._server.stop(grace))
+        stopping = self._stop(grace)
         await asyncio.sleep(0)  # it has begun: from here on, what is sent is refused before it arrives
         self._gate.open()
         hurried = asyncio.create_task(hurry.wait())
         await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
         if not stopping.done():
-            await self._server.stop(None)
+            await self._stop(None)
         await stopping
+
+    def _stop(self, grace: float | None) -> asyncio.Future[Any]:
+        return asyncio.gather(*(server.stop(grace) for server in self._servers))
 
     async def _set_health(self, status: int) -> None:
         for name in self._names:

@@ -1,16 +1,20 @@
-"""A port that several processes of ours share, and nobody else's."""
+"""A port that several listeners of ours share, of one process or of many, and nobody else's."""
 
 from __future__ import annotations
 
 import errno
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+
+BALANCED = sys.platform == "linux"
+"""Whether the kernel spreads connections over all listeners that share a port: else one may get them all."""
 
 
 @contextmanager
 def reserved(address: str) -> Iterator[str]:
-    """Keep HOST:PORT (port 0: any free one) for the processes that we start; yields it with the port that it is.
+    """Keep HOST:PORT (port 0: any free one) for listeners of ours; yields it with the port that it is.
 
     They must bind it with SO_REUSEPORT. Any other server, one with workers of its own too, finds it taken: that would
     get a part of our callers in silence. Raises OSError where it is taken already.
