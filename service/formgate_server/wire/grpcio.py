@@ -80,10 +80,13 @@ class GrpcServer:
         methods: Iterable[Method],
         limits: Limits,
         *,
-        credentials: grpc.ServerCredentials | None = None,
+        credentials: Callable[[], grpc.ServerCredentials] | None = None,
         shared: bool = False,
     ) -> None:
-        """Without ``credentials`` it speaks no TLS. ``shared``: the port is reserved, for whoever of ours binds it."""
+        """``credentials`` makes a listener's; None: it speaks no TLS.
+
+        ``shared``: the port is reserved, for all that are ours.
+        """
         self._credentials = credentials
         listeners = _listeners(limits.connections) if shared else 1
         options = (
@@ -119,7 +122,7 @@ class GrpcServer:
     def _listen(self, server: grpc.aio.Server, address: str) -> int:
         if self._credentials is None:
             return server.add_insecure_port(address)
-        return server.add_secure_port(address, self._credentials)
+        return server.add_secure_port(address, self._credentials())
 
     async def drain(self, grace: float, hurry: asyncio.Event) -> None:
         """Take no new calls, and end those under way within ``grace`` seconds, or at once when ``hurry`` is set."""

@@ -59,18 +59,21 @@ class Tls:
         """Read the files; identities may be bound to these ``policies``. Raises UnfitFileError."""
         paths = [path for path in files[:3] if path is not None]
         self._certificates = Followed("TLS certificates", paths, lambda read: certificates(paths, read, now()))
-        self._given = self._certificates.value
-        self._lock = threading.Lock()
+        self._of_clients = files.client_ca is not None
         self._identities: Followed[Identities] | None = None
         if files.identities is not None:
             path = files.identities
             self._identities = Followed("identities", [path], lambda read: _identities(path, read[0], policies))
-        self.credentials = grpc.dynamic_ssl_server_credentials(
-            _configuration(self._given),
-            self._fetch,  # type: ignore[arg-type]  # None is "nothing new", as its documentation says
-            require_client_authentication=files.client_ca is not None,
-        )
         self._tell()
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Return what one listener serves with, and no other: it is told of what is new once."""
+        newest = _Newest(self._certificates)
+        return grpc.dynamic_ssl_server_credentials(
+            _configuration(newest.given),
+            newest.fetch,  # type: ignore[arg-type]  # None is "nothing new", as its documentation says
+            require_client_authentication=self._of_clients,
+        )
 
     @property
     def identify(self) -> Callable[[Collection[str]], Caller] | None:
@@ -94,15 +97,6 @@ class Tls:
         assert self._identities is not None  # noqa: S101 - else nobody has been given this
         return self._identities.value(names)
 
-    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """Return what is new for a new connection; None: nothing. gRPC calls this in threads of its own."""
-        with self._lock:
-            newest = self._certificates.value
-            if newest is self._given:
-                return None
-            self._given = newest
-        return _configuration(newest)
-
     def _tell(self) -> None:
         newest = self._certificates.value
         metrics.certificate_end.labels("server").set(newest.end)
@@ -112,6 +106,24 @@ class Tls:
             metrics.certificate_lifetime.labels("client_ca").set(newest.client_ca_lifetime)
         metrics.files_refused["certificates"].set(self._certificates.is_refused)
         metrics.files_refused["identities"].set(self._identities is not None and self._identities.is_refused)
+
+
+class _Newest:
+    """What a listener has been given of the certificates that are followed."""
+
+    def __init__(self, certificates: Followed[Certificates]) -> None:
+        self._certificates = certificates
+        self._lock = threading.Lock()
+        self.given = certificates.value
+
+    def fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        """Return what is new for a new connection; None: nothing. gRPC calls this in threads of its own."""
+        with self._lock:
+            newest = self._certificates.value
+            if newest is self.given:
+                return None
+            self.given = newest
+        return _configuration(newest)
 
 
 def _configuration(of: Certificates) -> grpc.ServerCertificateConfiguration:
