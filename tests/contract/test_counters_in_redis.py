@@ -27,6 +27,7 @@ from formgate_server.core.model import Calendar, Holder, Lifetime, Limit, Period
 from formgate_server.core.ports import Charge, Charged, ChargeResult, EpochMissing, EpochMoved, Reserved
 from formgate_server.storage.memory.counters import MemoryReservations
 from formgate_server.storage.redis.client import RedisClient
+from formgate_server.storage.redis.errors import ScriptFailed
 from formgate_server.storage.redis.limiter import RedisLimiter
 from formgate_server.storage.redis.plan import MOST
 from tests.support import counters as redis_counters
@@ -119,14 +120,20 @@ def counter(amount: int | None, per: Per, name: str = "limit", zone: str = "UTC"
 
 
 async def decided(
-    limiter: RedisLimiter, counters: Sequence[Counter], cost: int = 1, request_id: str = "", epoch: int = 1
+    limiter: RedisLimiter,
+    counters: Sequence[Counter],
+    cost: int = 1,
+    request_id: str = "",
+    epoch: int = 1,
+    *,
+    account: str = "acme",
 ) -> Charged:
     """Charge as a check does, which seeds a missing epoch."""
     outcome: ChargeResult = EpochMissing(0)
     while not isinstance(outcome, Charged):
-        outcome = await limiter.charge(Charge("acme", epoch, "k1", tuple(counters), cost, request_id))
+        outcome = await limiter.charge(Charge(account, epoch, "k1", tuple(counters), cost, request_id))
         if isinstance(outcome, EpochMissing):
-            await limiter.seed("acme", epoch, outcome.incarnation)
+            await limiter.seed(account, epoch, outcome.incarnation)
     return outcome
 
 
@@ -676,21 +683,55 @@ async def recovered(limiter: RedisLimiter) -> None:
     raise AssertionError("it did not come back")
 
 
-async def test_many_charges_go_in_one_write_and_those_of_an_account_in_one_call(world: World) -> None:
-    """256 checks of one account: four calls of the script. Of as many accounts: one each, all under way at once."""
+@pytest.mark.parametrize("accounts", [1, 3, 256])
+async def test_many_charges_go_in_one_write_and_64_in_a_call(world: World, accounts: int) -> None:
+    """256 checks, of however many accounts: four calls of the script, all under way at once; each in its order."""
     limiter = world.process()
     client = limiter._client
     assert isinstance(client, TimedClient)
-    limits = (counter(1_000, SHORT),)
-    await decided(limiter, limits)
+    limits = [(counter(1_000, SHORT, f"a{number}/rate"),) for number in range(accounts)]
+    for number, limit in enumerate(limits):
+        await decided(limiter, limit, account=f"a{number}")
     asked = client.asked["charge"]
-    told = await limiter.charge_many([Charge("acme", 1, "k1", limits, 1)] * 256)
-    assert [one.standings[0].remaining for one in told if isinstance(one, Charged)] == list(range(998, 742, -1))
-    assert client.asked["charge"] == asked + 4
-    together = asyncio.create_task(limiter.charge_many([Charge(f"a{number}", 1, "k1") for number in range(256)]))
+    charges = [Charge(f"a{each % accounts}", 1, "k1", limits[each % accounts], 1) for each in range(256)]
+    together = asyncio.create_task(limiter.charge_many(charges))
     await asyncio.sleep(0)
-    assert client.asked["charge"] == asked + 4 + 256
-    assert all(isinstance(one, EpochMissing) for one in await together)
+    assert client.asked["charge"] == asked + 4
+    told = [one.standings[0].remaining for one in await together if isinstance(one, Charged)]
+    assert told == [998 - each // accounts for each in range(256)]
+
+
+async def test_checks_that_may_be_sent_again_go_by_themselves_and_all_in_order(world: World) -> None:
+    """Of one account a later check is never in an earlier call, whatever of it may be sent again."""
+    limiter = world.process()
+    limit = (counter(1_000, SHORT),)
+    await decided(limiter, limit)
+    kinds = [0, 1, 0, 0, 1, 1, 0]
+    told = await limiter.charge_many(
+        [Charge("acme", 1, "k1", limit, 1, f"r{each}" if named else "") for each, named in enumerate(kinds)]
+    )
+    assert [one.standings[0].remaining for one in told if isinstance(one, Charged)] == list(range(998, 991, -1))
+
+
+@pytest.mark.parametrize("spoilt", ["account", "counter", "number"])
+async def test_what_is_not_ours_fails_the_checks_of_its_account_only(world: World, spoilt: str) -> None:
+    """A key of another kind, or a word where a number was: the checks before and behind it are decided, and charged."""
+    limiter = world.process()
+    limits = [(counter(100, SHORT, f"{name}/rate"),) for name in "abc"]
+    for name, limit in zip("abc", limits, strict=True):
+        await decided(limiter, limit, account=name)
+    with world.server.client() as client:
+        (of_counter,) = client.keys("fg:{b}:c:*")
+        if spoilt == "number":
+            client.hset(of_counter, mapping={"u": "many"})
+        else:
+            client.set("fg:{b}" if spoilt == "account" else of_counter, "other")
+    charges = [Charge(name, 1, "k1", limit, 1) for name, limit in zip("abc", limits, strict=True) for _ in range(2)]
+    told = await limiter.charge_many(charges)
+    assert [one.standings[0].remaining for one in told if isinstance(one, Charged)] == [98, 97, 98, 97]
+    assert [type(one) for one in told[2:4]] == [ScriptFailed] * 2
+    with pytest.raises(ScriptFailed):
+        await limiter.charge(charges[2])
 
 
 # -------------------------------------------------------------------------------------------------- by Redis' own clock

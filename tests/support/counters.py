@@ -40,6 +40,10 @@ class TimedClient:
         self.asked: Counter[str] = Counter()
         """How often each script was sent."""
 
+    def place(self, slot: str) -> object:
+        """As RedisClient says."""
+        return self._client.place(slot)
+
     @property
     def connections(self) -> int:
         """As RedisClient says."""

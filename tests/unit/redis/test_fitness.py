@@ -56,6 +56,10 @@ class Client:
         """See ``RedisClient``."""
         return 1
 
+    def place(self, slot: str) -> object:
+        """See ``RedisClient``."""
+        return slot
+
     async def close(self) -> None:
         """See ``RedisClient``."""
 

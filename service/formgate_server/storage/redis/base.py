@@ -85,6 +85,10 @@ class Client:
 
     # What a kind says.
 
+    def place(self, slot: str) -> object:
+        """As RedisClient says."""
+        raise NotImplementedError
+
     def _lines(self) -> list[Line]:
         """Return all lines."""
         raise NotImplementedError

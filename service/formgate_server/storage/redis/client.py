@@ -31,7 +31,7 @@ class RedisClient(Protocol):
         *,
         repeatable: bool,
     ) -> Any:  # noqa: ANN401 - a reply may be anything
-        """Run a script on the primary that has the hash tag ``slot``, which MUST be that of all keys.
+        """Run a script on the primary that has the hash tag ``slot``: that of all keys, or of one ``place`` with it.
 
         Raises StoreUnavailable when nothing happened: it was not sent, or was refused; LostAnswer when it was sent and
         its answer never came: it may have been run; ScriptFailed when the script itself broke off. None
@@ -57,6 +57,10 @@ class RedisClient(Protocol):
 
         WAIT counts for what was run before it with the same ``slot``, unless another primary has taken over since.
         """
+        ...
+
+    def place(self, slot: str) -> object:
+        """Return what is equal for hash tags whose keys one script may have, over one connection."""
         ...
 
     @property

@@ -65,6 +65,10 @@ class RedisCluster(Client):
         self._slots = [None] * _SLOTS
         await super().close()
 
+    def place(self, slot: str) -> object:
+        """As RedisClient says: what moves to another node moves by slots."""
+        return slot_of(slot)
+
     def _lines(self) -> list[Line]:
         return [line for node in self._nodes.values() for line in node.lines]
 

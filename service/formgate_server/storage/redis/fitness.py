@@ -130,6 +130,10 @@ class FitRedis:
             raise self._unfit()
         return await self._client.command(*args, slot=slot)
 
+    def place(self, slot: str) -> object:
+        """See ``RedisClient``."""
+        return self._client.place(slot)
+
     @property
     def connections(self) -> int:
         """See ``RedisClient``."""

@@ -29,6 +29,7 @@ from formgate_server.core.ports import (
     Reservations,
 )
 from formgate_server.storage.redis.client import RedisClient
+from formgate_server.storage.redis.errors import ScriptFailed
 from formgate_server.storage.redis.lua import CHARGE, NEW, OUT, PUBLISH, REFUND, SEED
 from formgate_server.storage.redis.marks import Mark, Missing, RedisMarks
 from formgate_server.storage.redis.plan import (
@@ -83,6 +84,26 @@ class _Check(NamedTuple):
         if self.what == "e":
             return not self.plan.counted
         return bool(self.once) or not self.cost or not self.plan.counted
+
+
+class _Call:
+    """Checks that go in one call of charge.lua, by their accounts. ``repeatable``: all of them are."""
+
+    __slots__ = ("accounts", "repeatable", "size")
+
+    def __init__(self, repeatable: bool) -> None:  # noqa: FBT001 - says its name
+        self.accounts: dict[str, list[tuple[int, _Check]]] = {}
+        self.repeatable = repeatable
+        self.size = 0
+
+    def add(self, index: int, check: _Check) -> None:
+        self.accounts.setdefault(check.account_id, []).append((index, check))
+        self.size += 1
+
+    @property
+    def indexes(self) -> list[int]:
+        """Those under which checks were added, in the order in which they are answered."""
+        return [index for checks in self.accounts.values() for index, _ in checks]
 
 
 class RedisLimiter:
@@ -154,27 +175,30 @@ class RedisLimiter:
         """See ``Limiter.charge``."""
         check = self._check(charge)
         forced = self._marks.degraded
-        time, reply = await self._send(charge.account_id, (check,))
+        time, reply = await self._send_one(check)
         result = self._result(check, time, reply, forced)
         return await self._insist(check, time, reply, self._result) if result is None else result
 
     async def charge_many(self, charges: Sequence[Charge]) -> Sequence[ChargeResult | UnavailableError]:
-        """See ``Limiter.charge_many``: those of one account go together, all of them in one write."""
+        """See ``Limiter.charge_many``: many go in one call, all of them in one write."""
         checks = [self._check(charge) for charge in charges]
         forced = self._marks.degraded
-        sent = [
-            (group, self._send(group[0][1].account_id, [check for _, check in group])) for group in _grouped(checks)
-        ]
+        sent = [(call, self._send(call)) for call in self._calls(checks)]
         results: dict[int, ChargeResult | UnavailableError] = {}
         waiting = []
-        for group, future in sent:
+        for call, future in sent:
             try:
                 time, *replies = await future
             except UnavailableError as error:
-                results |= {index: error for index, _ in group}
+                results |= dict.fromkeys(call.indexes, error)
                 continue
-            for (index, check), reply in zip(group, replies, strict=True):
-                result = self._result(check, time, reply, forced)
+            for index, reply in zip(call.indexes, replies, strict=True):
+                check = checks[index]
+                try:
+                    result = self._result(check, time, reply, forced)
+                except UnavailableError as error:
+                    results[index] = error
+                    continue
                 if result is None:
                     waiting.append((index, self._insist_or_tell(check, time, reply)))
                 else:
@@ -182,6 +206,23 @@ class RedisLimiter:
         told = await asyncio.gather(*(insisted for _, insisted in waiting))
         results |= {index: result for (index, _), result in zip(waiting, told, strict=True)}
         return [results[index] for index in range(len(checks))]
+
+    def _calls(self, checks: Sequence[_Check]) -> list[_Call]:
+        """Return the calls that checks go in: those of one account in order."""
+        calls: list[_Call] = []
+        open_calls: dict[tuple[object, bool], int] = {}
+        of_account: dict[str, int] = {}
+        for index, check in enumerate(checks):
+            account_id, repeatable = check.account_id, check.repeatable
+            place = self._client.place(account_id), repeatable
+            number = open_calls.get(place, -1)
+            # Not in a call before that of an earlier check of the account.
+            if number < of_account.get(account_id, 0) or calls[number].size >= _CHECKS_A_CALL:
+                number = open_calls[place] = len(calls)
+                calls.append(_Call(repeatable))
+            of_account[account_id] = number
+            calls[number].add(index, check)
+        return calls
 
     async def look(self, account_id: str, counters: Sequence[Counter]) -> tuple[Standing, ...]:
         """See ``Limiter.look``."""
@@ -196,7 +237,7 @@ class RedisLimiter:
         if not check.plan.counted:
             return Charged(None, None, check.plan.told(())[0])
         forced = self._marks.degraded
-        time, reply = await self._send(check.account_id, (check,))
+        time, reply = await self._send_one(check)
         result = self._result(check, time, reply, forced)
         if result is None:
             result = await self._insist(check, time, reply, self._result)
@@ -222,26 +263,35 @@ class RedisLimiter:
             self._plans[id(counters)] = plan
         return plan
 
-    def _send(self, account_id: str, checks: Sequence[_Check]) -> asyncio.Future[list[Any]]:
+    def _send_one(self, check: _Check) -> asyncio.Future[list[Any]]:
+        call = _Call(check.repeatable)
+        call.add(0, check)
+        return self._send(call)
+
+    def _send(self, call: _Call) -> asyncio.Future[list[Any]]:
         """Return the time in Redis and a reply for each check, to come."""
         now = self._time.now()
         force = "1" if self._marks.degraded else "0"
-        keys = [self._account(account_id)]
+        keys: list[str] = []
         words: Words = [self._compared, self._incarnation()]
-        repeatable = True
-        for check in checks:
-            plan, once = check.plan, check.once
-            kept = 0
-            if once:
-                kept = _KEPT.get(check.what, _REMEMBERED)
-                keys.append(once)
-            keys += plan.keys
-            words += (check.what, check.epoch, check.cost, force, kept, str(len(plan.keys)))
-            if check.longest:
-                words.append(check.longest)
-            words += plan.words(now, remembered=bool(once))
-            repeatable = repeatable and check.repeatable
-        return self._client.run_soon(CHARGE, account_id, keys, words, repeatable=repeatable)
+        for account_id, checks in call.accounts.items():
+            keys_before, words_before = len(keys), len(words)
+            keys.append(self._account(account_id))
+            words += (len(checks), 0, 0)
+            for _, check in checks:
+                plan, once = check.plan, check.once
+                kept = 0
+                if once:
+                    kept = _KEPT.get(check.what, _REMEMBERED)
+                    keys.append(once)
+                keys += plan.keys
+                words += (check.what, check.epoch, check.cost, force, kept, str(len(plan.keys)))
+                if check.longest:
+                    words.append(check.longest)
+                words += plan.words(now, remembered=bool(once))
+            words[words_before + 1 : words_before + 3] = len(keys) - keys_before, len(words) - words_before
+        slot = next(iter(call.accounts))
+        return self._client.run_soon(CHARGE, slot, keys, words, repeatable=call.repeatable)
 
     def _result(self, check: _Check, time: int, reply: list[Any], forced: bool) -> ChargeResult | None:  # noqa: FBT001
         """Return what a reply says; None: it must be asked again (see ``_insist``). ``forced``: beyond marks."""
@@ -251,6 +301,7 @@ class RedisLimiter:
         if status == Status.MISSING:
             return EpochMissing(int(reply[1]))
         if status > _KNOWN:
+            _raise_if_failed(reply)
             return None
         plan = check.plan
         degraded = forced or self._marks.degraded
@@ -290,7 +341,7 @@ class RedisLimiter:
                             self._marks.hold(mark)
                     await self._marks.wait()
                 forced = self._marks.degraded
-                time, reply = await self._send(check.account_id, (check,))
+                time, reply = await self._send_one(check)
                 result = read(check, time, reply, forced)
                 if result is not None:
                     return result
@@ -360,7 +411,7 @@ class RedisLimiter:
         plan = self._plan(account_id, wanted.counters)
         once = f"{self._account(account_id)}:l:{wanted.lease_id}" if plan.counted else ""
         check = _Check("e", account_id, plan, min(wanted.units, MOST), wanted.epoch, once, wanted.duration)
-        time, reply = await self._send(account_id, (check,))
+        time, reply = await self._send_one(check)
         result = self._leased(check, time, reply, False)  # noqa: FBT003 - as _insist calls it
         return await self._insist(check, time, reply, self._leased) if result is None else result
 
@@ -372,6 +423,7 @@ class RedisLimiter:
         if status == Status.MISSING:
             return EpochMissing(int(reply[1]))
         if status > _KNOWN:
+            _raise_if_failed(reply)
             return Leased(0, _RETRY_LEASE, degraded=True) if self._marks.degraded else None
         plan = check.plan
         standings, short = plan.told(reply)
@@ -397,14 +449,6 @@ class RedisLimiter:
         await self._client.run(NEW, account_id, (self._account(account_id),), words, repeatable=True)
 
 
-def _grouped(checks: Sequence[_Check]) -> list[list[tuple[int, _Check]]]:
-    """Return checks, each with its index, by calls: of one account, in order, and all repeatable or none."""
-    groups: list[list[tuple[int, _Check]]] = []
-    open_groups: dict[str, list[tuple[int, _Check]]] = {}
-    for index, check in enumerate(checks):
-        group = open_groups.get(check.account_id)
-        if group is None or len(group) == _CHECKS_A_CALL or group[0][1].repeatable is not check.repeatable:
-            group = open_groups[check.account_id] = []
-            groups.append(group)
-        group.append((index, check))
-    return groups
+def _raise_if_failed(reply: Sequence[Any]) -> None:
+    if reply[0] == Status.FAILED:
+        raise ScriptFailed(reply[1].decode())

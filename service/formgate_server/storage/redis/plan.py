@@ -44,6 +44,7 @@ class Status(IntEnum):
     CLOCK = 5
     LOAD = 6
     MARK = 7
+    FAILED = 8
 
 
 class RedisTime:

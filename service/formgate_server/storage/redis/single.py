@@ -21,6 +21,10 @@ class Redis(Client):
     def _lines(self) -> list[Line]:
         return self._all
 
+    def place(self, slot: str) -> object:
+        """As RedisClient says."""
+        return self._line(slot)
+
     def _line(self, slot: str | None) -> Line:
         # The same for the same hash tag, so that what concerns an account is run in order, and WAIT counts for it.
         return self._all[0] if len(self._all) == 1 else self._all[hash(slot) % len(self._all)]

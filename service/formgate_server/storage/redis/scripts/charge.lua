@@ -1,7 +1,9 @@
--- Checks of one account, each decided and charged in one step, in order; also looks, adjustments and leases.
+-- Checks, each decided and charged in one step, in order; also looks, adjustments and leases.
 --
--- KEYS: the account's; then for each check the key that remembers it, if it is to be, and those of its counters.
--- ARGV: '1' if replication ids are compared; a random number; then for each check
+-- KEYS: for each account its own, and for each of its checks the key that remembers it, if it is to be, and those of its
+--   counters.
+-- ARGV: '1' if replication ids are compared; a random number; then for each account how many checks, keys and words of
+--   ARGV are its own (the keys with its own, the words with these three), and for each of its checks
 --   what: 'c' (check), 'l' (look), 'a' (adjust: without an epoch, and beyond the amounts) or 'e' (lease); its epoch;
 --   its cost (of a lease the most); '1' to go beyond marks; for how many milliseconds it is remembered (0: it is not);
 --   how many counters; of a lease for how long at most; then each counter as the prelude says, and, if it is
@@ -13,16 +15,20 @@
 --   CLOCK: it needs calendar periods of the time here
 --   LOAD, index, incarnation, …: these counters are not known here
 --   MARK: it would go beyond a mark
+--   FAILED, why: something that is not ours is under a key of its account; what was done for it before is done
 --   Of a lease that is granted (CHARGED) or not (KNOWN), behind the counters: how many units; for how long, or for how
 --   long not to ask again.
--- But for CHARGED and DENIED nothing was changed, other than that an epoch may have been raised, or an incarnation left.
+-- But for CHARGED, DENIED and FAILED nothing was changed, other than that an epoch may have been raised, or an
+-- incarnation left.
 
 local random = ARGV[2]
-local epoch, incarnation
-do
-  local account = call('HMGET', KEYS[1], 'e', 'i', 't')
-  if account[3] == id then
-    epoch, incarnation = account[1], account[2]
+local account, epoch, incarnation -- of the checks that are decided
+
+local function enter(key)
+  account, epoch, incarnation = key, nil, nil
+  local found = call('HMGET', key, 'e', 'i', 't')
+  if found[3] == id then
+    epoch, incarnation = found[1], found[2]
   end
 end
 
@@ -31,8 +37,8 @@ local function compare(of)
   if not epoch then
     if not incarnation then
       incarnation = random
-      call('DEL', KEYS[1])
-      call('HSET', KEYS[1], 'i', random, 't', id, 'n', string.format('%.0f', now))
+      call('DEL', account)
+      call('HSET', account, 'i', random, 't', id, 'n', string.format('%.0f', now))
     end
     return { MISSING, incarnation }
   end
@@ -41,7 +47,7 @@ local function compare(of)
       return { MOVED, epoch }
     end
     epoch = of
-    call('HSET', KEYS[1], 'e', of)
+    call('HSET', account, 'e', of)
   end
 end
 
@@ -181,9 +187,9 @@ local function lease(wanted, longest, key, milliseconds, counters, words)
       remember(key, milliseconds, 'e', units, counters, words)
     end
     local over = string.format('%.0f', now + duration)
-    local known = call('HGET', KEYS[1], 'l')
+    local known = call('HGET', account, 'l')
     if not known or above(over, known) then
-      call('HSET', KEYS[1], 'l', over)
+      call('HSET', account, 'l', over)
     end
   end
   local reply = told(status, counters)
@@ -192,8 +198,9 @@ local function lease(wanted, longest, key, milliseconds, counters, words)
 end
 
 local replies = { now }
-local at_key, at = 2, 3
-while ARGV[at] do
+local at_key, at = 1, 3
+
+local function check()
   local what, of, cost, force = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3] == '1'
   local milliseconds, many = ARGV[at + 4], tonumber(ARGV[at + 5])
   at = at + 6
@@ -217,9 +224,43 @@ while ARGV[at] do
     end
   end
   if longest then
-    replies[#replies + 1] = compare(of) or lease(cost, longest, key, milliseconds, counters, words)
-  else
-    replies[#replies + 1] = what == 'c' and compare(of) or decide(what, cost, force, key, milliseconds, counters, words)
+    return compare(of) or lease(cost, longest, key, milliseconds, counters, words)
+  end
+  return what == 'c' and compare(of) or decide(what, cost, force, key, milliseconds, counters, words)
+end
+
+local function checks_of(key, many)
+  enter(key)
+  for _ = 1, many do
+    replies[#replies + 1] = check()
+  end
+end
+
+-- What fails for one account alone may not fail for all that are asked for with it.
+local function of_its_own(why)
+  local text = type(why) == 'table' and why.err or why
+  for _, sign in ipairs({ 'WRONGTYPE', 'attempt to ', 'bad argument' }) do
+    if string.find(text, sign, 1, true) then
+      return text
+    end
+  end
+end
+
+local wanted = 1
+while ARGV[at] do
+  local many, after_key, after = tonumber(ARGV[at]), at_key + ARGV[at + 1], at + ARGV[at + 2]
+  local key = KEYS[at_key]
+  wanted, at, at_key = wanted + many, at + 3, at_key + 1
+  local well, why = pcall(checks_of, key, many)
+  if not well then
+    local text = of_its_own(why)
+    if not text then
+      error(why, 0)
+    end
+    while #replies < wanted do
+      replies[#replies + 1] = { FAILED, text }
+    end
+    at_key, at = after_key, after
   end
 end
 return replies

@@ -24,7 +24,7 @@ local DAY = 86400000000
 local SHORTEST_LEASE = 1000
 local KEPT = 86400000 -- milliseconds that a counter is kept after nothing in it counts any more
 
-local CHARGED, DENIED, KNOWN, MOVED, MISSING, CLOCK, LOAD, MARK = 0, 1, 2, 3, 4, 5, 6, 7
+local CHARGED, DENIED, KNOWN, MOVED, MISSING, CLOCK, LOAD, MARK, FAILED = 0, 1, 2, 3, 4, 5, 6, 7, 8
 
 local call, floor, min, max = redis.call, math.floor, math.min, math.max
 
