@@ -10,6 +10,7 @@ import asyncio
 import os
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from formgate_server.core.errors import UnavailableError
@@ -142,6 +143,8 @@ class RedisLimiter:
         # Seeded here, in this very process: two that share incarnations would seed each other's.
         self._random = random.Random(os.urandom(32))  # noqa: S311 - it need not be secret, but nobody else's
         self._plans: dict[int, Plan] = {}
+        self._turn: list[tuple[_Check, asyncio.Future[tuple[int, list[Any]]]]] = []
+        """What this turn of the event loop has asked for."""
 
     def compare_replication_ids(self, compare: bool) -> None:  # noqa: FBT001 - says its name
         """Let scripts see by which Redis something was written, or not. What was written otherwise is missing then."""
@@ -263,10 +266,20 @@ class RedisLimiter:
             self._plans[id(counters)] = plan
         return plan
 
-    def _send_one(self, check: _Check) -> asyncio.Future[list[Any]]:
-        call = _Call(check.repeatable)
-        call.add(0, check)
-        return self._send(call)
+    def _send_one(self, check: _Check) -> asyncio.Future[tuple[int, list[Any]]]:
+        """Return the time in Redis and the reply, to come; what else this turn asks for goes in the same call."""
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[tuple[int, list[Any]]] = loop.create_future()
+        if not self._turn:
+            loop.call_soon(self._send_turn)
+        self._turn.append((check, reply))
+        return reply
+
+    def _send_turn(self) -> None:
+        turn, self._turn = self._turn, []
+        for call in self._calls([check for check, _ in turn]):
+            replies = [turn[index][1] for index in call.indexes]
+            self._send(call).add_done_callback(partial(_hand_out, replies))
 
     def _send(self, call: _Call) -> asyncio.Future[list[Any]]:
         """Return the time in Redis and a reply for each check, to come."""
@@ -452,3 +465,17 @@ class RedisLimiter:
 def _raise_if_failed(reply: Sequence[Any]) -> None:
     if reply[0] == Status.FAILED:
         raise ScriptFailed(reply[1].decode())
+
+
+def _hand_out(replies: Sequence[asyncio.Future[tuple[int, list[Any]]]], answered: asyncio.Future[list[Any]]) -> None:
+    """Tell each check of a call its reply, or why there is none."""
+    error = answered.exception()
+    if error is None:
+        time, *told = answered.result()
+        for reply, each in zip(replies, told, strict=True):
+            if not reply.done():  # else nobody waits for it any more
+                reply.set_result((time, each))
+        return
+    for reply in replies:
+        if not reply.done():
+            reply.set_exception(error)
