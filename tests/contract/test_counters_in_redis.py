@@ -701,6 +701,29 @@ async def test_many_charges_go_in_one_write_and_64_in_a_call(world: World, accou
     assert told == [998 - each // accounts for each in range(256)]
 
 
+async def test_what_a_turn_of_the_loop_asks_for_goes_in_one_call(world: World) -> None:
+    """Callers that know nothing of each other: each is told its own, and who has gone by then is not charged."""
+    limiter = world.process()
+    client = limiter._client
+    assert isinstance(client, TimedClient)
+    limits = {name: (counter(100, SHORT, f"{name}/rate"),) for name in "abc"}
+    for name, limit in limits.items():
+        await decided(limiter, limit, account=name)
+    asked = client.asked["charge"]
+    callers = [
+        asyncio.create_task(limiter.charge(Charge(name, 1, "k1", limit, cost)))
+        for cost in (1, 10)
+        for name, limit in limits.items()
+    ]
+    await asyncio.sleep(0)
+    callers[1].cancel()
+    told = await asyncio.gather(*callers, return_exceptions=True)
+    assert client.asked["charge"] == asked + 1
+    assert isinstance(told[1], asyncio.CancelledError)
+    left = [one.standings[0].remaining for one in told if isinstance(one, Charged)]
+    assert left == [98, 98, 88, 89, 88]
+
+
 async def test_checks_that_may_be_sent_again_go_by_themselves_and_all_in_order(world: World) -> None:
     """Of one account a later check is never in an earlier call, whatever of it may be sent again."""
     limiter = world.process()

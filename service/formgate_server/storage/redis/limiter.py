@@ -276,10 +276,13 @@ class RedisLimiter:
         return reply
 
     def _send_turn(self) -> None:
-        turn, self._turn = self._turn, []
+        turn, self._turn = [each for each in self._turn if not each[1].done()], []  # else nobody waits for it any more
         for call in self._calls([check for check, _ in turn]):
             replies = [turn[index][1] for index in call.indexes]
-            self._send(call).add_done_callback(partial(_hand_out, replies))
+            try:
+                self._send(call).add_done_callback(partial(_hand_out, replies))
+            except Exception as error:  # noqa: BLE001 - a fault of ours, which each of them is told
+                _fail(replies, error)
 
     def _send(self, call: _Call) -> asyncio.Future[list[Any]]:
         """Return the time in Redis and a reply for each check, to come."""
@@ -470,12 +473,16 @@ def _raise_if_failed(reply: Sequence[Any]) -> None:
 def _hand_out(replies: Sequence[asyncio.Future[tuple[int, list[Any]]]], answered: asyncio.Future[list[Any]]) -> None:
     """Tell each check of a call its reply, or why there is none."""
     error = answered.exception()
-    if error is None:
-        time, *told = answered.result()
-        for reply, each in zip(replies, told, strict=True):
-            if not reply.done():  # else nobody waits for it any more
-                reply.set_result((time, each))
+    if error is not None:
+        _fail(replies, error)
         return
+    time, *told = answered.result()
+    for reply, each in zip(replies, told, strict=True):
+        if not reply.done():  # else nobody waits for it any more
+            reply.set_result((time, each))
+
+
+def _fail(replies: Sequence[asyncio.Future[tuple[int, list[Any]]]], error: BaseException) -> None:
     for reply in replies:
         if not reply.done():
             reply.set_exception(error)
