@@ -473,13 +473,15 @@ def _raise_if_failed(reply: Sequence[Any]) -> None:
 def _hand_out(replies: Sequence[asyncio.Future[tuple[int, list[Any]]]], answered: asyncio.Future[list[Any]]) -> None:
     """Tell each check of a call its reply, or why there is none."""
     error = answered.exception()
-    if error is not None:
-        _fail(replies, error)
-        return
-    time, *told = answered.result()
-    for reply, each in zip(replies, told, strict=True):
-        if not reply.done():  # else nobody waits for it any more
-            reply.set_result((time, each))
+    if error is None:
+        time, *told = answered.result()
+        if len(told) == len(replies):
+            for reply, each in zip(replies, told, strict=True):
+                if not reply.done():  # else nobody waits for it any more
+                    reply.set_result((time, each))
+            return
+        error = ScriptFailed(f"{len(told)} replies to {len(replies)} checks")
+    _fail(replies, error)
 
 
 def _fail(replies: Sequence[asyncio.Future[tuple[int, list[Any]]]], error: BaseException) -> None:
