@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -288,14 +288,15 @@ async def _start(
     http_address = settings.http if worker else _start_http(stack, settings.http, pulse)
     served = [*methods(authorization, keys, accounts), *ExtAuthz(check_key, clock).methods()]
     credentials = None if tls is None else tls.credentials
+    port = stack.enter_context(ExitStack())
     listen, shared = settings.listen, worker
-    if not worker and BALANCED:
-        listen, shared = stack.enter_context(reserved(listen)), True
+    if BALANCED and not worker and settings.redis_url is not None:
+        listen, shared = port.enter_context(reserved(listen)), True
     grpc = GrpcServer(dispatch, served, _limits(settings), credentials=credentials, shared=shared)
     if tls is not None:
         stack.push_async_callback(ended, asyncio.create_task(tls.run()))
     grpc_port = await grpc.start(listen)
-    stack.push_async_callback(grpc.drain, settings.drain_seconds, hurry)
+    stack.push_async_callback(grpc.drain, settings.drain_seconds, hurry, port.close)
     auth = Answers(dispatch, check_key, clock)
     auth_http = None if settings.auth_http is None else await _start_auth_http(stack, settings, auth, worker, hurry)
     stack.callback(counters.watching.end)  # before the drain, which would wait for those who watch

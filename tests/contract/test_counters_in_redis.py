@@ -27,14 +27,14 @@ from formgate_server.core.model import Calendar, Holder, Lifetime, Limit, Period
 from formgate_server.core.ports import Charge, Charged, ChargeResult, EpochMissing, EpochMoved, Reserved
 from formgate_server.storage.memory.counters import MemoryReservations
 from formgate_server.storage.redis.client import RedisClient
-from formgate_server.storage.redis.errors import ScriptFailed
+from formgate_server.storage.redis.errors import LostAnswer, ScriptFailed, StoreUnavailable
 from formgate_server.storage.redis.limiter import RedisLimiter
 from formgate_server.storage.redis.plan import MOST
 from tests.support import counters as redis_counters
 from tests.support.clock import DAY, HOUR, MINUTE, SECOND, TODAY, SettableClock
 from tests.support.counters import TimedClient, connected
 from tests.support.proxy import Proxy
-from tests.support.redis import RedisServer
+from tests.support.redis import SERVERS, RedisServer
 
 DAILY, LIFETIME, LONG, SHORT = Calendar(Period.DAY), Lifetime(), Rolling(HOUR), Rolling(MINUTE)
 Per = Rolling | Calendar | Lifetime
@@ -734,6 +734,76 @@ async def test_checks_that_may_be_sent_again_go_by_themselves_and_all_in_order(w
         [Charge("acme", 1, "k1", limit, 1, f"r{each}" if named else "") for each, named in enumerate(kinds)]
     )
     assert [one.standings[0].remaining for one in told if isinstance(one, Charged)] == list(range(998, 991, -1))
+
+
+async def test_a_turn_whose_answer_is_lost_charges_nothing_twice(world: World) -> None:
+    """Of two checks of one turn, the one with a request id is sent again; the other is lost, and counted once."""
+    limits = {name: (counter(1_000, SHORT, f"{name}/rate"),) for name in "ab"}
+    untimed = world.process(timed=False)
+    for name, limit in limits.items():
+        await decided(untimed, limit, account=name)
+    with Proxy(world.server.port) as proxy:
+        limiter = world.process(f"redis://127.0.0.1:{proxy.port}/0", timed=False)
+        await limiter.look("a", limits["a"])
+        proxy.truncate_answers(1)
+        told = await asyncio.gather(
+            limiter.charge(Charge("a", 1, "k1", limits["a"], 1, "named")),
+            limiter.charge(Charge("b", 1, "k1", limits["b"], 1)),
+            return_exceptions=True,
+        )
+    assert [type(one) for one in told] == [Charged, LostAnswer]
+    for name, limit in limits.items():
+        (left,) = await untimed.look(name, limit)
+        assert left.remaining == 998
+
+
+async def test_all_checks_of_a_turn_are_told_that_their_answer_is_lost(world: World) -> None:
+    """None of them waits for ever."""
+    limit = (counter(1_000, SHORT),)
+    await decided(world.process(timed=False), limit)
+    with Proxy(world.server.port) as proxy:
+        limiter = world.process(f"redis://127.0.0.1:{proxy.port}/0", timed=False, timeout=0.3)
+        await limiter.look("acme", limit)
+        proxy.stall()
+        charges = [limiter.charge(Charge("acme", 1, "k1", limit, 1)) for _ in range(5)]
+        told = await asyncio.gather(*charges, return_exceptions=True)
+    assert [type(one) for one in told] == [LostAnswer] * 5
+
+
+async def test_what_can_not_be_asked_fails_by_itself(world: World) -> None:
+    """A time zone that this process does not know: again and again, and never the checks of its turn."""
+    limiter = world.process()
+    good = (counter(1_000, DAILY, "good/daily"),)
+    bad = (counter(1_000, DAILY, "bad/daily", "Nowhere/Atlantis"),)
+    await decided(limiter, good, account="good")
+    for attempt in range(2):
+        charges = [limiter.charge(Charge(name, 1, "k1", of, 1)) for name, of in (("good", good), ("bad", bad))]
+        charges.append(limiter.charge(Charge("good", 1, "k1", good, 1)))
+        first, broken, last = await asyncio.gather(*charges, return_exceptions=True)
+        assert isinstance(broken, ValueError | KeyError), broken
+        assert [each.standings[0].remaining for each in (first, last) if isinstance(each, Charged)] == [
+            998 - 2 * attempt,
+            997 - 2 * attempt,
+        ]
+
+
+@pytest.mark.parametrize("server_name", SERVERS)
+async def test_what_a_server_refuses_for_the_moment_is_an_outage(tmp_path: Path, server_name: str) -> None:
+    """A primary that became a replica, one that is out of memory: nothing happened, and so it says."""
+    limit = (counter(1_000, SHORT),)
+    with RedisServer(tmp_path / "redis", binary=SERVERS[server_name]) as server:
+        limiter = World(server).process(timed=False, timeout=0.5)
+        await decided(limiter, limit)
+        for refused, well in (
+            (("REPLICAOF", "127.0.0.1", 1), ("REPLICAOF", "NO", "ONE")),
+            (("CONFIG", "SET", "maxmemory", 1), ("CONFIG", "SET", "maxmemory", 0)),
+        ):
+            server.do(*refused)
+            with pytest.raises(StoreUnavailable):
+                await limiter.charge(Charge("acme", 1, "k1", limit, 1))
+            server.do(*well)
+            await recovered(limiter)
+            await decided(limiter, limit)
 
 
 @pytest.mark.parametrize("spoilt", ["account", "counter", "number"])

@@ -32,7 +32,7 @@ from formgate_server.core.ports import (
 from formgate_server.core.secrets import could_be_secret, fingerprint, prefix_of
 from formgate_server.core.verdict import CheckQuery, KeyRecord, Reason, Verdict
 
-_ATTEMPTS = 4  # at first, after a missing epoch was seeded, and twice more: then changes come faster than reads
+_ATTEMPTS = 10  # as often as one account changes while its key is read, one change after the other
 
 
 class _Begun(NamedTuple):

@@ -21,6 +21,7 @@ from formgate_server.rpc.dispatch import Call, Dispatch, RpcError
 from formgate_server.rpc.errors import to_status
 from formgate_server.rpc.methods import SERVICES, Method
 from formgate_server.wire import tls
+from formgate_server.wire.port import BALANCED
 
 _DETAILS = "grpc-status-details-bin"
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -88,7 +89,7 @@ class GrpcServer:
         ``shared``: the port is reserved, for all that are ours.
         """
         self._credentials = credentials
-        listeners = _listeners(limits.connections) if shared else 1
+        listeners = _listeners(limits.connections) if shared and BALANCED else 1
         options = (
             *_OPTIONS,
             ("grpc.max_receive_message_length", limits.request_bytes),
@@ -124,8 +125,11 @@ class GrpcServer:
             return server.add_insecure_port(address)
         return server.add_secure_port(address, self._credentials())
 
-    async def drain(self, grace: float, hurry: asyncio.Event) -> None:
-        """Take no new calls, and end those under way within ``grace`` seconds, or at once when ``hurry`` is set."""
+    async def drain(self, grace: float, hurry: asyncio.Event, on_closed: Callable[[], None]) -> None:
+        """Take no new calls, and end those under way within ``grace`` seconds, or at once when ``hurry`` is set.
+
+        ``on_closed`` is called when nobody listens any more.
+        """
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         # gRPC cancels what has arrived and is not taken up yet, which callers do not try again as they do UNAVAILABLE.
         # So for a moment all is taken up and nothing answered: whoever waits for an answer sends nothing more.
@@ -134,6 +138,7 @@ class GrpcServer:
         stopping = self._stop(grace)
         await asyncio.sleep(0)  # it has begun: from here on, what is sent is refused before it arrives
         self._gate.open()
+        on_closed()
         hurried = asyncio.create_task(hurry.wait())
         await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()

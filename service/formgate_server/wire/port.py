@@ -16,8 +16,9 @@ BALANCED = sys.platform == "linux"
 def reserved(address: str) -> Iterator[str]:
     """Keep HOST:PORT (port 0: any free one) for listeners of ours; yields it with the port that it is.
 
-    They must bind it with SO_REUSEPORT. Any other server, one with workers of its own too, finds it taken: that would
-    get a part of our callers in silence. Raises OSError where it is taken already.
+    They must bind it with SO_REUSEPORT. Another server of ours, and whoever does not share or is another user, finds it
+    taken: it would get a part of our callers in silence. Not so the same user's who shares, as any of gRPC does unless
+    told. Raises OSError where it is taken already.
     """
     host, _, port = address.rpartition(":")
     number = int(port)
@@ -46,7 +47,7 @@ def _places(address: str) -> list[tuple[socket.AddressFamily, str]]:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         raise _can_not(address, error) from error
-    return [(family, str(sockaddr[0])) for family, _, _, _, sockaddr in found]
+    return list(dict.fromkeys((family, str(sockaddr[0])) for family, _, _, _, sockaddr in found))
 
 
 def _hold(family: socket.AddressFamily, host: str, port: int) -> socket.socket:

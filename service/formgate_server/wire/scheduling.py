@@ -19,20 +19,31 @@ _BUSY, _QUIET = 0.5, 0.25
 
 
 async def batch_while_busy() -> None:
-    """Look every now and then, without end. Where the kernel has no such thing, or forbids it, do nothing."""
-    if sys.platform != "linux":
+    """Look every now and then, without end. Where the kernel has no such thing, or forbids it, do nothing.
+
+    A process that was started under another policy keeps that: somebody has chosen it.
+    """
+    if sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER:
         return
+    with suppress(OSError):
+        try:
+            await _follow_load()
+        finally:
+            _schedule(os.SCHED_OTHER)
+
+
+async def _follow_load() -> None:
     batch = False
     looked, used = time.monotonic(), time.process_time()
-    with suppress(OSError):
-        while True:
-            await asyncio.sleep(_INTERVAL)
-            now, used_now = time.monotonic(), time.process_time()
-            share = (used_now - used) / (now - looked)
-            looked, used = now, used_now
-            if share >= _BUSY if not batch else share < _QUIET:
-                batch = not batch
-                _schedule(os.SCHED_BATCH if batch else os.SCHED_OTHER)
+    while True:
+        await asyncio.sleep(_INTERVAL)
+        now, used_now = time.monotonic(), time.process_time()
+        share = (used_now - used) / (now - looked)
+        looked, used = now, used_now
+        busy = share >= (_QUIET if batch else _BUSY)
+        if busy is not batch:
+            batch = busy
+            _schedule(os.SCHED_BATCH if batch else os.SCHED_OTHER)
 
 
 def _schedule(policy: int) -> None:

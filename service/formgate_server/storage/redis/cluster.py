@@ -38,9 +38,9 @@ class Node:
         """Whether requests reach it."""
         return all(line.up for line in self.lines)
 
-    def line(self, slot: str | None) -> Line:
-        """Return the line for a hash tag, always the same, so that what concerns an account is run in order."""
-        return self.lines[0] if len(self.lines) == 1 else self.lines[hash(slot) % len(self.lines)]
+    def line(self, number: int) -> Line:
+        """Return the line for a slot, always the same, so that what concerns an account is run in order."""
+        return self.lines[number % len(self.lines)]
 
 
 class RedisCluster(Client):
@@ -73,8 +73,9 @@ class RedisCluster(Client):
         return [line for node in self._nodes.values() for line in node.lines]
 
     def _line(self, slot: str | None) -> Line | None:
-        node = self._slots[0 if slot is None else crc_hqx(slot.encode(), 0) % _SLOTS]
-        return None if node is None else node.line(slot)
+        number = 0 if slot is None else slot_of(slot)
+        node = self._slots[number]
+        return None if node is None else node.line(number)
 
     async def _found_line(self, slot: str | None) -> Line:
         await self._first_map.wait()
@@ -84,7 +85,7 @@ class RedisCluster(Client):
             raise StoreUnavailable(self._why)
         return line
 
-    def _redirected(self, slot: str | None, error: str, connection: Connection) -> Line | None:
+    def _redirected(self, _slot: str | None, error: str, connection: Connection) -> Line | None:
         kind, number, where = error.split(" ")[:3]  # MOVED 3999 127.0.0.1:6381
         host, _, port = where.rpartition(":")
         # An empty host: the one that it was asked at.
@@ -93,7 +94,7 @@ class RedisCluster(Client):
         if kind == "MOVED":
             self._slots[int(number)] = node
             self._stale.set()
-        return node.line(slot)
+        return node.line(int(number))
 
     # The map.
 

@@ -65,6 +65,9 @@ _CHARGED, _DENIED, _KNOWN = int(Status.CHARGED), int(Status.DENIED), int(Status.
 
 _R = TypeVar("_R")
 
+_Reply = tuple[int, bool, list[Any]]
+"""The time in Redis, whether marks did not count when it was sent, and what charge.lua says of a check."""
+
 
 class _Check(NamedTuple):
     """A check, look, adjustment or lease as charge.lua takes it.
@@ -88,13 +91,17 @@ class _Check(NamedTuple):
 
 
 class _Call:
-    """Checks that go in one call of charge.lua, by their accounts. ``repeatable``: all of them are."""
+    """Checks that go in one call of charge.lua, by their accounts. ``repeatable``: all of them are.
 
-    __slots__ = ("accounts", "repeatable", "size")
+    ``forced``: it was sent while charges go on beyond their marks.
+    """
+
+    __slots__ = ("accounts", "forced", "repeatable", "size")
 
     def __init__(self, repeatable: bool) -> None:  # noqa: FBT001 - says its name
         self.accounts: dict[str, list[tuple[int, _Check]]] = {}
         self.repeatable = repeatable
+        self.forced = False
         self.size = 0
 
     def add(self, index: int, check: _Check) -> None:
@@ -143,7 +150,7 @@ class RedisLimiter:
         # Seeded here, in this very process: two that share incarnations would seed each other's.
         self._random = random.Random(os.urandom(32))  # noqa: S311 - it need not be secret, but nobody else's
         self._plans: dict[int, Plan] = {}
-        self._turn: list[tuple[_Check, asyncio.Future[tuple[int, list[Any]]]]] = []
+        self._turn: list[tuple[_Check, asyncio.Future[_Reply]]] = []
         """What this turn of the event loop has asked for."""
 
     def compare_replication_ids(self, compare: bool) -> None:  # noqa: FBT001 - says its name
@@ -177,15 +184,13 @@ class RedisLimiter:
     async def charge(self, charge: Charge) -> ChargeResult:
         """See ``Limiter.charge``."""
         check = self._check(charge)
-        forced = self._marks.degraded
-        time, reply = await self._send_one(check)
+        time, forced, reply = await self._send_one(check)
         result = self._result(check, time, reply, forced)
         return await self._insist(check, time, reply, self._result) if result is None else result
 
     async def charge_many(self, charges: Sequence[Charge]) -> Sequence[ChargeResult | UnavailableError]:
         """See ``Limiter.charge_many``: many go in one call, all of them in one write."""
         checks = [self._check(charge) for charge in charges]
-        forced = self._marks.degraded
         sent = [(call, self._send(call)) for call in self._calls(checks)]
         results: dict[int, ChargeResult | UnavailableError] = {}
         waiting = []
@@ -198,7 +203,7 @@ class RedisLimiter:
             for index, reply in zip(call.indexes, replies, strict=True):
                 check = checks[index]
                 try:
-                    result = self._result(check, time, reply, forced)
+                    result = self._result(check, time, reply, call.forced)
                 except UnavailableError as error:
                     results[index] = error
                     continue
@@ -239,8 +244,7 @@ class RedisLimiter:
     async def _make(self, check: _Check) -> Charged:
         if not check.plan.counted:
             return Charged(None, None, check.plan.told(())[0])
-        forced = self._marks.degraded
-        time, reply = await self._send_one(check)
+        time, forced, reply = await self._send_one(check)
         result = self._result(check, time, reply, forced)
         if result is None:
             result = await self._insist(check, time, reply, self._result)
@@ -266,10 +270,11 @@ class RedisLimiter:
             self._plans[id(counters)] = plan
         return plan
 
-    def _send_one(self, check: _Check) -> asyncio.Future[tuple[int, list[Any]]]:
-        """Return the time in Redis and the reply, to come; what else this turn asks for goes in the same call."""
+    def _send_one(self, check: _Check) -> asyncio.Future[_Reply]:
+        """Return the reply to come; what else this turn asks for goes in the same call."""
+        check.plan.words(self._time.now(), remembered=False)  # made now: if that fails it is for this check alone
         loop = asyncio.get_running_loop()
-        reply: asyncio.Future[tuple[int, list[Any]]] = loop.create_future()
+        reply: asyncio.Future[_Reply] = loop.create_future()
         if not self._turn:
             loop.call_soon(self._send_turn)
         self._turn.append((check, reply))
@@ -280,14 +285,15 @@ class RedisLimiter:
         for call in self._calls([check for check, _ in turn]):
             replies = [turn[index][1] for index in call.indexes]
             try:
-                self._send(call).add_done_callback(partial(_hand_out, replies))
+                self._send(call).add_done_callback(partial(_hand_out, call, replies))
             except Exception as error:  # noqa: BLE001 - a fault of ours, which each of them is told
                 _fail(replies, error)
 
     def _send(self, call: _Call) -> asyncio.Future[list[Any]]:
         """Return the time in Redis and a reply for each check, to come."""
         now = self._time.now()
-        force = "1" if self._marks.degraded else "0"
+        call.forced = self._marks.degraded
+        force = "1" if call.forced else "0"
         keys: list[str] = []
         words: Words = [self._compared, self._incarnation()]
         for account_id, checks in call.accounts.items():
@@ -356,8 +362,7 @@ class RedisLimiter:
                         for mark in held:
                             self._marks.hold(mark)
                     await self._marks.wait()
-                forced = self._marks.degraded
-                time, reply = await self._send_one(check)
+                time, forced, reply = await self._send_one(check)
                 result = read(check, time, reply, forced)
                 if result is not None:
                     return result
@@ -427,7 +432,7 @@ class RedisLimiter:
         plan = self._plan(account_id, wanted.counters)
         once = f"{self._account(account_id)}:l:{wanted.lease_id}" if plan.counted else ""
         check = _Check("e", account_id, plan, min(wanted.units, MOST), wanted.epoch, once, wanted.duration)
-        time, reply = await self._send_one(check)
+        time, _, reply = await self._send_one(check)
         result = self._leased(check, time, reply, False)  # noqa: FBT003 - as _insist calls it
         return await self._insist(check, time, reply, self._leased) if result is None else result
 
@@ -470,21 +475,20 @@ def _raise_if_failed(reply: Sequence[Any]) -> None:
         raise ScriptFailed(reply[1].decode())
 
 
-def _hand_out(replies: Sequence[asyncio.Future[tuple[int, list[Any]]]], answered: asyncio.Future[list[Any]]) -> None:
-    """Tell each check of a call its reply, or why there is none."""
-    error = answered.exception()
-    if error is None:
+def _hand_out(call: _Call, replies: Sequence[asyncio.Future[_Reply]], answered: asyncio.Future[list[Any]]) -> None:
+    """Tell each check of a call its reply, or why there is none: nobody waits for ever."""
+    try:
         time, *told = answered.result()
-        if len(told) == len(replies):
-            for reply, each in zip(replies, told, strict=True):
-                if not reply.done():  # else nobody waits for it any more
-                    reply.set_result((time, each))
-            return
-        error = ScriptFailed(f"{len(told)} replies to {len(replies)} checks")
-    _fail(replies, error)
+        pairs = list(zip(replies, told, strict=True))
+    except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, each of them is told
+        _fail(replies, error)
+        return
+    for reply, each in pairs:
+        if not reply.done():  # else nobody waits for it any more
+            reply.set_result((time, call.forced, each))
 
 
-def _fail(replies: Sequence[asyncio.Future[tuple[int, list[Any]]]], error: BaseException) -> None:
+def _fail(replies: Sequence[asyncio.Future[_Reply]], error: BaseException) -> None:
     for reply in replies:
         if not reply.done():
-            reply.set_exception(error)
+            reply.set_exception(error if isinstance(error, Exception) else UnavailableError("The call was broken off."))

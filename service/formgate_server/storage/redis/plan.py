@@ -101,15 +101,18 @@ class Plan:
     def words(self, now: int, *, remembered: bool) -> Words:
         """Return ARGV of the counters; ``remembered``: with the words that are kept with an admission."""
         if not self._start <= now < self._end:
-            self._start, self._end = 0, FOREVER
-            self._words, self._remembered = [], []
+            start, end = 0, FOREVER
+            plain: Words = []
+            remembered_too: Words = []
             for counter in self.counted:
                 words: Words = [str(word) for word in counter_words(counter, now)]  # once, not for each request
-                self._words += words
-                self._remembered += [*words, charged_word(counter)]
+                plain += words
+                remembered_too += [*words, charged_word(counter)]
                 if isinstance(counter.limit.per, Calendar):
                     within = bounds(counter.limit.per.period, counter.zone, now)
-                    self._start, self._end = max(self._start, within.start), min(self._end, within.end)
+                    start, end = max(start, within.start), min(end, within.end)
+            self._words, self._remembered = plain, remembered_too
+            self._start, self._end = start, end  # last: all of them, or none
         return self._remembered if remembered else self._words
 
     def told(self, reply: Sequence[Any]) -> tuple[tuple[Standing, ...], list[int]]:

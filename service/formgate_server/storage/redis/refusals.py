@@ -49,6 +49,8 @@ _REFUSALS = {
 }
 
 _IN_SCRIPT = re.compile(r"^ERR Error running script \(.*?\): .*?-(READONLY|OOM|MISCONF|NOREPLICAS) ")
+# 7.0 and later put ERR before what a script has caught and raises again.
+_RAISED_AGAIN = re.compile(r"^ERR (READONLY|OOM|MISCONF|NOREPLICAS) .* script: [0-9a-f]{40}, on ")
 # 7.0 and later say so at the end, and there a NOPERM may come after a write.
 _AMID_SCRIPT = re.compile(r" script: [0-9a-f]{40}, on ")
 _BEFORE_FIRST_WRITE = frozenset({"READONLY", "OOM", "MISCONF", "NOREPLICAS"})
@@ -56,7 +58,7 @@ _BEFORE_FIRST_WRITE = frozenset({"READONLY", "OOM", "MISCONF", "NOREPLICAS"})
 
 def code_of(error: str) -> str:
     """Return the word that says what kind of error this is, such as ``READONLY``."""
-    if wrapped := _IN_SCRIPT.match(error):
+    if wrapped := _IN_SCRIPT.match(error) or _RAISED_AGAIN.match(error):
         return wrapped[1]
     code = error.partition(" ")[0]
     if _AMID_SCRIPT.search(error) and code not in _BEFORE_FIRST_WRITE:

@@ -19,7 +19,7 @@
 --   Of a lease that is granted (CHARGED) or not (KNOWN), behind the counters: how many units; for how long, or for how
 --   long not to ask again.
 -- But for CHARGED, DENIED and FAILED nothing was changed, other than that an epoch may have been raised, or an
--- incarnation left.
+-- incarnation left. Any other error breaks off the call: what was done for the accounts before it is done.
 
 local random = ARGV[2]
 local account, epoch, incarnation -- of the checks that are decided
@@ -252,6 +252,9 @@ while ARGV[at] do
   local key = KEYS[at_key]
   wanted, at, at_key = wanted + many, at + 3, at_key + 1
   local well, why = pcall(checks_of, key, many)
+  if well and (at ~= after or at_key ~= after_key) then
+    error('an account has other words or keys than it says', 0)
+  end
   if not well then
     local text = of_its_own(why)
     if not text then
