@@ -78,8 +78,10 @@ class Client:
 
     async def close(self) -> None:
         """As RedisClient says."""
-        for line in self._lines():
+        lines = self._lines()
+        for line in lines:
             line.close()
+        await asyncio.gather(*(line.ended() for line in lines))
         while self._tasks:  # they find that it is closed
             await asyncio.wait(self._tasks)
 

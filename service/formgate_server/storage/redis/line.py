@@ -83,6 +83,11 @@ class Line:
             connection.on_close = self._end_hope
             (connection.retire if drain else connection.abort)("closed")
 
+    async def ended(self) -> None:
+        """Wait, after ``close``, until nothing of it is left, nor of a connection that was just being made."""
+        await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.sleep(0)  # a transport ends a turn after it was told to
+
     # Keeping it up.
 
     async def _keep(self) -> None:
