@@ -53,6 +53,7 @@ class Line:
         self._address: Address | None = None
         self._since = 0.0
         self._failures = 0
+        self._over = False
         self._task = asyncio.create_task(self._keep())
 
     @property
@@ -75,6 +76,7 @@ class Line:
 
     def close(self, *, drain: bool = False) -> None:
         """End the line, and at once what is under way on it, or with ``drain`` when that is answered."""
+        self._over = True
         self._task.cancel()
         self.why = "closed"
         self._end_hope()
@@ -91,7 +93,7 @@ class Line:
     # Keeping it up.
 
     async def _keep(self) -> None:
-        while True:
+        while not self._over:  # asyncio.gather may swallow that it was cancelled, where something fails just then
             patience = self._options.timeout if self._hope is not None else max(1.0, self._options.timeout)
             try:
                 async with asyncio.timeout(patience):
@@ -105,12 +107,15 @@ class Line:
                 self._went_down(f"{self._address or 'the primary'}: {type(error).__name__} when it was met")
             else:
                 await self._used(connection)
-            if self._hope is None:
+            if self._hope is None and not self._over:
                 pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(self._failures, 10))
                 await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - so that not all come at once
 
     async def _used(self, connection: Connection) -> None:
         """Let the connection be used until it is not open any more."""
+        if self._over:
+            connection.abort("closed")
+            return
         closed = asyncio.Event()
 
         def close() -> None:
@@ -146,6 +151,8 @@ class Line:
             self._hope = self._loop.create_future()
 
     def _went_down(self, why: str) -> None:
+        if self._over:
+            return
         self.why = why
         self._end_hope()
         if self.up is not False:
