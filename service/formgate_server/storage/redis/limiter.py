@@ -1,4 +1,4 @@
-"""The counters and epochs of many processes, in Redis: one script a check (docs/adr/0010).
+"""The counters and epochs of many processes, in Redis: one script decides checks (docs/adr/0010).
 
 A counter that must outlive Redis runs only up to a mark that the database already holds (docs/adr/0005). Where Redis
 has lost it, it is read from there, never assumed.
