@@ -804,6 +804,7 @@ async def test_what_a_server_refuses_for_the_moment_is_an_outage(tmp_path: Path,
             server.do(*well)
             await recovered(limiter)
             await decided(limiter, limit)
+        await redis_counters.end()
 
 
 @pytest.mark.parametrize("spoilt", ["account", "counter", "number"])

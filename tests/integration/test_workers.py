@@ -205,7 +205,7 @@ def test_a_frozen_worker_is_replaced(supervised: Server) -> None:
     worker.suspend()
     eventually(lambda: get(supervised, "/livez") == 503, 30, "no beat")
     replaced(supervised, worker)
-    assert '"why": "it stood still"' in supervised.log
+    eventually(lambda: '"why": "it stood still"' in supervised.log, 10, "why, in the log")
     supervised.stop()
 
 

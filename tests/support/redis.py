@@ -264,8 +264,9 @@ class RedisServer:
         """
         with self.client() as client:
             connection = client.connection_pool.get_connection()
-            connection.send_command("DEL", "await-replica")  # a change or not: it is its connection's last command
-            connection.read_response()
+            for command in (("SET", "await-replica", 1), ("DEL", "await-replica")):  # WAIT is for what was changed
+                connection.send_command(*command)
+                connection.read_response()
             connection.send_command("WAIT", 1, 10_000)
             assert connection.read_response(), f"{self.port} has no replica that follows"
 

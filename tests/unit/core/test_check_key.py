@@ -597,7 +597,7 @@ async def test_changes_without_end_are_unavailable(answer: EpochMoved | EpochMis
     with pytest.raises(UnavailableError) as raised:
         await world.check(secret)
     assert raised.value.reason == "ACCOUNT_CHANGING"
-    assert len(limiter.charges) == 4
+    assert len(limiter.charges) == 10
 
 
 async def test_three_changes_in_a_row_are_caught_up_with() -> None:

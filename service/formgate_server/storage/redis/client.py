@@ -84,7 +84,7 @@ def connect(  # noqa: PLR0913 - each of them an operator's choice
     timeout: float,
     on_state: OnState,
     connections: int = 1,
-    most: int = 1_024,
+    most: int = 4_096,
     wait_replicas: int = 0,
 ) -> RedisClient:
     """Return a client, within a running loop; it connects in the background, and again whenever it must.

@@ -24,7 +24,7 @@ class Options:
     target: Target
     timeout: float
     connections: int = 1
-    most: int = 1_024
+    most: int = 4_096
     replicas: int = 0
 
 
