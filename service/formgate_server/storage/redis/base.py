@@ -103,7 +103,7 @@ class Client:
         """Return the same, found first if it must be; raises StoreUnavailable."""
         raise NotImplementedError
 
-    def _redirected(self, _slot: str | None, _error: str, _connection: Connection) -> Line | None:
+    def _redirected(self, _error: str, _connection: Connection) -> Line | None:
         """Return the line to the node that MOVED or ASK, come over this connection, names; None: there is none."""
         raise NotImplementedError
 
@@ -145,7 +145,7 @@ class Client:
             return
         line = None
         if refusal in (Refusal.MOVED, Refusal.ASK):
-            line = self._redirected(request.slot, error, connection)
+            line = self._redirected(error, connection)
             if line is None:
                 request.fail(StoreUnavailable(_short(error)))
                 return

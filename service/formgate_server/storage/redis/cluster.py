@@ -85,7 +85,7 @@ class RedisCluster(Client):
             raise StoreUnavailable(self._why)
         return line
 
-    def _redirected(self, _slot: str | None, error: str, connection: Connection) -> Line | None:
+    def _redirected(self, error: str, connection: Connection) -> Line | None:
         kind, number, where = error.split(" ")[:3]  # MOVED 3999 127.0.0.1:6381
         host, _, port = where.rpartition(":")
         # An empty host: the one that it was asked at.

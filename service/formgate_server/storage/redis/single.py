@@ -32,7 +32,7 @@ class Redis(Client):
     async def _found_line(self, slot: str | None) -> Line:
         return self._line(slot)
 
-    def _redirected(self, _slot: str | None, _error: str, _connection: Connection) -> Line | None:
+    def _redirected(self, _error: str, _connection: Connection) -> Line | None:
         return None  # MOVED: the server belongs to a cluster, whose URL must say so
 
     def _changed(self, line: Line) -> None:
