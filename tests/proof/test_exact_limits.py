@@ -28,6 +28,7 @@ from tests.support.postgres import PostgresServer
 from tests.support.redis import RedisCluster, RedisServer
 
 SOAK = os.environ.get("FORMGATE_SOAK") == "1"
+pytestmark = pytest.mark.timeout(3_600 if SOAK else 120)
 SECONDS = 120 if SOAK else 8
 WINDOW = 2.0
 RATE, DAILY = 60, 1_000
@@ -138,7 +139,6 @@ def daily_of(deployed: Deployment, address: str, account: str) -> pb.LimitStatus
     return daily
 
 
-@pytest.mark.timeout(3_600 if SOAK else 120)
 def test_four_processes_admit_exactly_what_the_limits_say(
     tmp_path: Path, postgres_server: PostgresServer, redis: RedisServer
 ) -> None:
@@ -160,7 +160,6 @@ def test_four_processes_admit_exactly_what_the_limits_say(
         assert daily_of(deployed, servers[0].address, account).remaining == DAILY - len(admitted)
 
 
-@pytest.mark.timeout(120)
 def test_a_day_is_used_up_to_the_last_unit(tmp_path: Path, postgres_server: PostgresServer, redis: RedisServer) -> None:
     """Many keys of one account, on four servers: as many as the day has are admitted, and not one more."""
     with Deployment(tmp_path / "d", postgres_server, redis.url(), policies={"exact": POLICY}) as deployed:
@@ -172,7 +171,6 @@ def test_a_day_is_used_up_to_the_last_unit(tmp_path: Path, postgres_server: Post
         assert daily_of(deployed, servers[0].address, account).remaining == 0
 
 
-@pytest.mark.timeout(120)
 def test_a_flush_in_the_middle_of_a_day_refills_nothing(
     tmp_path: Path, postgres_server: PostgresServer, redis: RedisServer
 ) -> None:
@@ -197,7 +195,6 @@ def test_a_flush_in_the_middle_of_a_day_refills_nothing(
         assert daily_of(deployed, servers[0].address, account).remaining == 0
 
 
-@pytest.mark.timeout(3_600 if SOAK else 120)
 def test_a_cluster_fails_over(tmp_path: Path, postgres_server: PostgresServer) -> None:
     """A primary is killed under load. Days stay exact; what a short window may admit again is what was not replicated.
 

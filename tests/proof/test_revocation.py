@@ -30,6 +30,7 @@ from tests.support.redis import RedisServer
 from tests.support.server import Server, eventually
 
 SOAK = os.environ.get("FORMGATE_SOAK") == "1"
+pytestmark = pytest.mark.timeout(3_600 if SOAK else 120)
 CHECKS = 100_000 if SOAK else 3_000
 CHECKERS, MUTATORS = 16, 6
 STALENESS = 3.0
@@ -90,7 +91,6 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(test())  # type: ignore[arg-type]
 
 
-@pytest.mark.timeout(3_600 if SOAK else 120)
 def test_while_all_is_well(tmp_path: Path, postgres_server: PostgresServer, redis: RedisServer) -> None:
     """Nobody sees an old state, and every check has a verdict."""
     with deployment(tmp_path / "d", postgres_server, redis.url()) as deployed:
@@ -106,7 +106,6 @@ def test_while_all_is_well(tmp_path: Path, postgres_server: PostgresServer, redi
         run(test)
 
 
-@pytest.mark.timeout(3_600 if SOAK else 120)
 def test_redis_restarted_empty(tmp_path: Path, postgres_server: PostgresServer, redis: RedisServer) -> None:
     """Again and again, flushed and killed: a seed from before a change never comes back.
 
@@ -136,7 +135,6 @@ async def flush(redis: RedisServer, random: Random) -> None:
             await asyncio.to_thread(redis.do, "FLUSHALL")
 
 
-@pytest.mark.timeout(3_600 if SOAK else 120)
 def test_a_publisher_killed(tmp_path: Path, postgres_server: PostgresServer, redis: RedisServer) -> None:
     """Killed at any moment, between commit and publication too: whoever polls next publishes what it had committed."""
     with deployment(tmp_path / "d", postgres_server, redis.url()) as deployed:
@@ -191,7 +189,6 @@ class Quiet:
             manager.close()
 
 
-@pytest.mark.timeout(120)
 def test_what_a_killed_publisher_has_committed_is_published_by_others(
     tmp_path: Path, postgres_server: PostgresServer, redis: RedisServer
 ) -> None:
@@ -221,7 +218,6 @@ def test_what_a_killed_publisher_has_committed_is_published_by_others(
         quiet.close()
 
 
-@pytest.mark.timeout(120)
 def test_a_quiet_key_after_a_failover(tmp_path: Path, postgres_server: PostgresServer, redis: RedisServer) -> None:
     """Revoked while the replica was behind, checked nowhere until that one took over, with nobody to publish it again.
 
@@ -257,7 +253,6 @@ def test_a_quiet_key_after_a_failover(tmp_path: Path, postgres_server: PostgresS
         quiet.close()
 
 
-@pytest.mark.timeout(3_600 if SOAK else 120)
 @pytest.mark.parametrize("fault", ["refuse", "stall", "swallow_answers"])
 def test_one_process_cut_off_from_redis(
     tmp_path: Path, postgres_server: PostgresServer, redis: RedisServer, fault: str
@@ -280,7 +275,6 @@ def test_one_process_cut_off_from_redis(
         run(test)
 
 
-@pytest.mark.timeout(3_600 if SOAK else 120)
 def test_a_failover_to_a_replica_that_is_behind(
     tmp_path: Path, postgres_server: PostgresServer, redis: RedisServer
 ) -> None:
