@@ -817,7 +817,7 @@ async def test_what_is_not_ours_fails_the_checks_of_its_account_only(world: Worl
     with world.server.client() as client:
         (of_counter,) = client.keys("fg:{b}:c:*")
         if spoilt == "number":
-            client.hset(of_counter, mapping={"u": "many"})
+            client.hset(of_counter, mapping={"s": "many"})
         else:
             client.set("fg:{b}" if spoilt == "account" else of_counter, "other")
     charges = [Charge(name, 1, "k1", limit, 1) for name, limit in zip("abc", limits, strict=True) for _ in range(2)]

@@ -42,7 +42,7 @@ from formgate_server.storage.redis.plan import (
     account_key,
     admission_of,
     counter_key,
-    counter_words,
+    packed,
 )
 
 _REMEMBERED = 60_000
@@ -272,7 +272,7 @@ class RedisLimiter:
 
     def _send_one(self, check: _Check) -> asyncio.Future[_Reply]:
         """Return the reply to come; what else this turn asks for goes in the same call."""
-        check.plan.words(self._time.now(), remembered=False)  # made now: if that fails it is for this check alone
+        check.plan.packed(self._time.now())  # made now: if that fails it is for this check alone
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[_Reply] = loop.create_future()
         if not self._turn:
@@ -293,24 +293,22 @@ class RedisLimiter:
         """Return the time in Redis and a reply for each check, to come."""
         now = self._time.now()
         call.forced = self._marks.degraded
-        force = "1" if call.forced else "0"
         keys: list[str] = []
-        words: Words = [self._compared, self._incarnation()]
+        words: Words = [self._compared, self._incarnation(), "1" if call.forced else "0"]
         for account_id, checks in call.accounts.items():
             keys_before, words_before = len(keys), len(words)
             keys.append(self._account(account_id))
             words += (len(checks), 0, 0)
             for _, check in checks:
                 plan, once = check.plan, check.once
-                kept = 0
-                if once:
-                    kept = _KEPT.get(check.what, _REMEMBERED)
-                    keys.append(once)
-                keys += plan.keys
-                words += (check.what, check.epoch, check.cost, force, kept, str(len(plan.keys)))
+                kept = _KEPT.get(check.what, _REMEMBERED) if once else 0
+                words += (check.what, check.epoch, check.cost, kept, plan.packed(now))
                 if check.longest:
                     words.append(check.longest)
-                words += plan.words(now, remembered=bool(once))
+                if once:
+                    words.append(plan.remembered)
+                    keys.append(once)
+                keys += plan.keys
             words[words_before + 1 : words_before + 3] = len(keys) - keys_before, len(words) - words_before
         slot = next(iter(call.accounts))
         return self._client.run_soon(CHARGE, slot, keys, words, repeatable=call.repeatable)
@@ -410,10 +408,9 @@ class RedisLimiter:
         admission = admission_of(value.decode())
         units = min(most, int(admission.cost))
         keys = [once, *(counter_key(of_account, counter) for counter, _ in admission.charged)]
-        now = self._time.now()
-        words: Words = [self._compared, value, admission.time, units, kept * 1_000]
-        for counter, charged_at in admission.charged:
-            words += [*counter_words(counter, now), charged_at]
+        counters = packed([counter for counter, _ in admission.charged], self._time.now())
+        moments = [charged_at for _, charged_at in admission.charged]
+        words: Words = [self._compared, value, admission.time, units, kept * 1_000, counters, *moments]
         if not await self._client.run(REFUND, account_id, keys, words, repeatable=False):
             return 0
         for key, (counter, _) in zip(keys[1:], admission.charged, strict=True):

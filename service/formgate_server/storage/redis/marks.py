@@ -18,7 +18,7 @@ from formgate_server.storage.mark_writer import MarkWriter
 from formgate_server.storage.redis.client import RedisClient
 from formgate_server.storage.redis.errors import StoreUnavailable
 from formgate_server.storage.redis.lua import LOAD, RAISE, RESERVE
-from formgate_server.storage.redis.plan import MOST, RedisTime, Status, counter_words, state_fields, state_of
+from formgate_server.storage.redis.plan import MOST, RedisTime, Status, packed, state_of, state_words
 
 _HOUR = 60 * 60 * 1_000_000
 _DAY = 24 * _HOUR
@@ -181,7 +181,7 @@ class RedisMarks:
         counter = mark.counter
         head = [self.compared, units, block(counter.limit), "1" if lower else "0", *divmod(floor, MOST)]
         for _ in range(2):
-            words = [*head, *counter_words(counter, self._time.now())]
+            words = [*head, packed([counter], self._time.now())]
             try:
                 reply = await self._client.run_soon(RESERVE, mark.account_id, (mark.key,), words, repeatable=True)
             except StoreUnavailable:
@@ -198,7 +198,8 @@ class RedisMarks:
 
     async def _let_run(self, drawn: _Drawn) -> None:
         mark = drawn.mark
-        words = (self.compared, drawn.base, drawn.serial, drawn.period)
+        counter = packed([mark.counter], self._time.now())
+        words = (self.compared, drawn.base, drawn.serial, drawn.period, counter)
         try:
             raised = await self._client.run_soon(RAISE, mark.account_id, (mark.key,), words, repeatable=True)
         except StoreUnavailable:
@@ -273,7 +274,7 @@ class RedisMarks:
         state = _restored(missing.counter, row, missing.time)
         serial = 0 if row is None else row.serial
         kept = _kept_milliseconds(missing.counter)
-        words = [self.compared, missing.incarnation, *divmod(serial, MOST), kept, *state_fields(state)]
+        words = [self.compared, missing.incarnation, *divmod(serial, MOST), kept, *state_words(state)]
         try:
             await self._client.run_soon(LOAD, missing.account_id, (missing.key,), words, repeatable=True)
         except StoreUnavailable:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import IntEnum
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from formgate_server.core.calendar import FOREVER, Bounds, bounds
@@ -64,22 +66,7 @@ class RedisTime:
 
 
 class Plan:
-    """The counters of a charge: what of their words is always the same, and how their replies are read."""
-
-    __slots__ = (
-        "_as_given",
-        "_end",
-        "_places",
-        "_remembered",
-        "_start",
-        "_uncounted",
-        "_words",
-        "account_id",
-        "counted",
-        "counters",
-        "durable",
-        "keys",
-    )
+    """The counters of a charge: how the scripts take them, and how their replies are read."""
 
     def __init__(self, account_id: str, counters: tuple[Counter, ...], account_key: str) -> None:
         self.account_id = account_id
@@ -93,27 +80,26 @@ class Plan:
         self._as_given = [each.limit for each in counters if each.limit.amount is not None]
         self._places = [index for index, each in enumerate(counters) if each.limit.amount is not None]
         self._uncounted = [Standing(each.limit, 0, None) for each in counters]
-        self._words: Words = []
-        self._remembered: Words = []
+        self._packed = b""
         self._start, self._end = 0, 0
-        """When the words hold."""
+        """When what is packed holds."""
 
-    def words(self, now: int, *, remembered: bool) -> Words:
-        """Return ARGV of the counters; ``remembered``: with the words that are kept with an admission."""
+    def packed(self, now: int) -> bytes:
+        """Return the counters, packed for a script that runs now."""
         if not self._start <= now < self._end:
             start, end = 0, FOREVER
-            plain: Words = []
-            remembered_too: Words = []
             for counter in self.counted:
-                words: Words = [str(word) for word in counter_words(counter, now)]  # once, not for each request
-                plain += words
-                remembered_too += [*words, charged_word(counter)]
                 if isinstance(counter.limit.per, Calendar):
                     within = bounds(counter.limit.per.period, counter.zone, now)
                     start, end = max(start, within.start), min(end, within.end)
-            self._words, self._remembered = plain, remembered_too
-            self._start, self._end = start, end  # last: all of them, or none
-        return self._remembered if remembered else self._words
+            self._packed = packed(self.counted, now)
+            self._start, self._end = start, end  # last: all of it, or nothing
+        return self._packed
+
+    @cached_property
+    def remembered(self) -> str:
+        """What is kept with an admission, for its refund."""
+        return "\n".join(map(_remembered_word, self.counted))
 
     def told(self, reply: Sequence[Any]) -> tuple[tuple[Standing, ...], list[int]]:
         """Tell where all counters stand, and which of the counted ones should have their marks raised."""
@@ -183,17 +169,21 @@ def _within_most(counter: Counter) -> Counter:
     return counter._replace(limit=replace(counter.limit, amount=MOST))
 
 
-def counter_words(counter: Counter, now: int) -> Words:
-    """Return ARGV of a counter."""
+def packed(counters: Sequence[Counter], now: int) -> bytes:
+    """Return counters as the scripts take them in one word; their calendar periods are those of ``now``."""
+    return b"".join(_packed_one(each, now) for each in counters)
+
+
+def _packed_one(counter: Counter, now: int) -> bytes:
     amount = counter.limit.amount or 0
     match counter.limit.per:
         case Rolling(window):
-            return ["2" if outlives_its_store(counter.limit) else "1", amount, window]
+            return struct.pack("<c2d", b"2" if outlives_its_store(counter.limit) else b"1", amount, window)
         case Calendar(period):
             found: Bounds = bounds(period, counter.zone, now)
-            return ["3", amount, *found, LONGEST_PERIOD[period]]
+            return struct.pack("<c5d", b"3", amount, LONGEST_PERIOD[period], *found)
         case Lifetime():
-            return ["4", amount]
+            return struct.pack("<c2d", b"4", amount, 0)
 
 
 def state_of(counter: Counter, told: Sequence[Any]) -> State:
@@ -205,22 +195,22 @@ def state_of(counter: Counter, told: Sequence[Any]) -> State:
     return Span(end or FOREVER, used)
 
 
-def state_fields(state: State | None) -> Words:
-    """Return the fields of a counter's hash that make up its state, and their values."""
+def state_words(state: State | None) -> Words:
+    """Return a state as load.lua takes it: used, head or end, newest; then slots of the ring, and their units."""
     if state is None:
-        return []
+        return [0, -1, 0]
     if isinstance(state, Span):
-        return ["e", 0 if state.end == FOREVER else state.end, "u", min(state.used, MOST)]
+        return [min(state.used, MOST), 0 if state.end == FOREVER else state.end, 0]
     ring = [min(units, MOST) for units in state.ring]
     newest = min(state.newest, MOST)
-    fields: Words = ["h", state.head, "n", newest, "u", min(newest + sum(ring), MOST)]
+    words: Words = [min(newest + sum(ring), MOST), state.head, newest]
     for slot, units in enumerate(ring):
         if units:
-            fields += [slot, units]
-    return fields
+            words += [slot, units]
+    return words
 
 
-def charged_word(counter: Counter) -> str:
+def _remembered_word(counter: Counter) -> str:
     """Return what a refund must know of a counter that was charged, in one line."""
     per = counter.limit.per
     kind, length = "lifetime", 0
@@ -241,9 +231,8 @@ class Admission(NamedTuple):
 
 def admission_of(value: str) -> Admission:
     """Return what charge.lua has kept of an admission."""
-    time, cost, *lines = value.split("\n")
-    moments, words = lines[::2], lines[1::2]
-    return Admission(time, cost, tuple(zip(map(_charged_counter, words), moments, strict=True)))
+    time, cost, moments, *words = value.split("\n")
+    return Admission(time, cost, tuple(zip(map(_charged_counter, words), moments.split(), strict=True)))
 
 
 def _charged_counter(word: str) -> Counter:

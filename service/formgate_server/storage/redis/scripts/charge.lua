@@ -2,12 +2,12 @@
 --
 -- KEYS: for each account its own, and for each of its checks the key that remembers it, if it is to be, and those of its
 --   counters.
--- ARGV: '1' if replication ids are compared; a random number; then for each account how many checks, keys and words of
---   ARGV are its own (the keys with its own, the words with these three), and for each of its checks
+-- ARGV: '1' if replication ids are compared; a random number; '1' to go beyond marks; then for each account how many
+--   checks, keys and words of ARGV are its own (the keys with its own, the words with these three), and for each of its
+--   checks
 --   what: 'c' (check), 'l' (look), 'a' (adjust: without an epoch, and beyond the amounts) or 'e' (lease); its epoch;
---   its cost (of a lease the most); '1' to go beyond marks; for how many milliseconds it is remembered (0: it is not);
---   how many counters; of a lease for how long at most; then each counter as the prelude says, and, if it is
---   remembered, a word of the caller's that is kept with it.
+--   its cost (of a lease the most); for how many milliseconds it is remembered (0: it is not); its counters, packed as
+--   the prelude says; of a lease for how long at most; and, if it is remembered, words of the caller's that are kept.
 -- Result: the time; then for each check a list:
 --   CHARGED, DENIED, KNOWN (remembered from before), and for each counter: head, newest, used, room under the mark, and
 --           the ring, where newest does not tell, else 0; of a span its end, used and room
@@ -21,14 +21,19 @@
 -- But for CHARGED, DENIED and FAILED nothing was changed, other than that an epoch may have been raised, or an
 -- incarnation left. Any other error breaks off the call: what was done for the accounts before it is done.
 
-local random = ARGV[2]
+local random, force = ARGV[2], ARGV[3] == '1'
 local account, epoch, incarnation -- of the checks that are decided
 
 local function enter(key)
   account, epoch, incarnation = key, nil, nil
-  local found = call('HMGET', key, 'e', 'i', 't')
-  if found[3] == id then
-    epoch, incarnation = found[1], found[2]
+  local found = call('HGET', key, 'e')
+  if found and sub(found, 1, #id) == id then
+    epoch = sub(found, #id + 1)
+    return
+  end
+  found = call('HMGET', key, 'i', 't')
+  if found[2] == id then
+    incarnation = found[1]
   end
 end
 
@@ -47,7 +52,7 @@ local function compare(of)
       return { MOVED, epoch }
     end
     epoch = of
-    call('HSET', account, 'e', of)
+    call('HSET', account, 'e', id .. of)
   end
 end
 
@@ -75,17 +80,18 @@ local function told(status, counters, denied)
   return reply
 end
 
+-- Keep an admission: its time, its cost, the moments at which its counters were charged, and the caller's words.
 local function remember(key, milliseconds, what, cost, counters, words)
   if what == 'a' then
     call('SET', key, '1', 'PX', milliseconds)
     return
   end
-  local lines = { string.format('%.0f', now), string.format('%.0f', cost) }
-  for index, counter in ipairs(counters) do
-    lines[#lines + 1] = string.format('%.0f', counter.head or counter.stop_at)
-    lines[#lines + 1] = words[index]
+  local moments = {}
+  for index = 1, #counters do
+    moments[index] = string.format('%.0f', counters[index].head or counters[index].stop_at)
   end
-  call('SET', key, table.concat(lines, '\n'), 'PX', milliseconds)
+  local kept = string.format('%.0f\n%.0f\n%s\n%s', now, cost, table.concat(moments, ' '), words)
+  call('SET', key, kept, 'PX', milliseconds)
 end
 
 local function known(key, what)
@@ -117,7 +123,7 @@ local function prepare(counters)
   end
 end
 
-local function decide(what, cost, force, key, milliseconds, counters, words)
+local function decide(what, cost, key, milliseconds, counters, words)
   local missing = prepare(counters)
   if missing then
     return missing
@@ -198,35 +204,31 @@ local function lease(wanted, longest, key, milliseconds, counters, words)
 end
 
 local replies = { now }
-local at_key, at = 1, 3
+local at_key, at = 1, 4
 
 local function check()
-  local what, of, cost, force = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), ARGV[at + 3] == '1'
-  local milliseconds, many = ARGV[at + 4], tonumber(ARGV[at + 5])
-  at = at + 6
-  local longest
+  local what, of, cost = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  local milliseconds, packed = ARGV[at + 3], ARGV[at + 4]
+  at = at + 5
+  local longest, key, words
   if what == 'e' then
     longest = tonumber(ARGV[at])
     at = at + 1
   end
-  local key, words
   if milliseconds ~= '0' then
-    key, words = KEYS[at_key], {}
-    at_key = at_key + 1
+    key, words = KEYS[at_key], ARGV[at]
+    at_key, at = at_key + 1, at + 1
   end
-  local counters = {}
-  for index = 1, many do
-    counters[index], at = counter_at(KEYS[at_key], at)
+  local counters, many, next_one = {}, 0, 1
+  while next_one <= #packed do
+    many = many + 1
+    counters[many], next_one = counter_at(KEYS[at_key], packed, next_one)
     at_key = at_key + 1
-    if key then
-      words[index] = ARGV[at]
-      at = at + 1
-    end
   end
   if longest then
     return compare(of) or lease(cost, longest, key, milliseconds, counters, words)
   end
-  return what == 'c' and compare(of) or decide(what, cost, force, key, milliseconds, counters, words)
+  return what == 'c' and compare(of) or decide(what, cost, key, milliseconds, counters, words)
 end
 
 local function checks_of(key, many)

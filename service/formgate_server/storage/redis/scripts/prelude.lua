@@ -1,22 +1,24 @@
 -- What the scripts share; it is put before each of them.
 --
--- A counter is a hash. Its state: a window's h (head), n (newest), u (used) and the slots 0 to 59 of its ring, where
--- they are not 0; a span's e (end, 0: for ever) and u. One that outlives Redis has beside it, once it was seeded,
---   c  how much was ever charged to it (or written off): it never goes back
---   m  how far c may run: the database holds that mark        p  the period that m is of
---   w  how far marks were asked for: every mark's serial so far is at most this     q  the period of the newest of them
---   b  c, m and w are counted from b * 2^52 on
---   t  the replication id of the Redis that wrote all this
--- or else i, the incarnation under which it may be seeded, and t.
+-- A counter is a hash. Its field s is its state, packed (`state_of`): the numbers that each check reads and most write.
+-- Beside it are, of a window, the slots 0 to 59 of its ring, where they are not 0, and of what outlives Redis, once it
+-- was seeded,
+--   w  how far marks were asked for: every mark's serial so far is at most this
+--   q  the period of the newest of them
+--   b  the counts of this counter are counted from b * 2^52 on
+-- or else i, the incarnation under which it may be seeded, and t, the replication id of the Redis that wrote that.
 --
--- An account is a hash: e, its epoch, or i, the incarnation under which that may be seeded; t, as above;
+-- An account is a hash: e, the replication id of the Redis that wrote all this, and behind it the account's epoch; or
+--   i, the incarnation under which that may be seeded
+--   t  that replication id
 --   l  when the last of the leases is over that were granted under what this hash knows
 --   n  when the hash was made, of leases before which it knows nothing; absent: there were none
 --
--- In ARGV a counter is its kind, its amount, and
+-- In ARGV a counter is packed too: its kind, its amount, and
 --   1 (rolling, at most 5 minutes) and 2 (rolling, longer):  window
---   3 (calendar):                                            start, end and next end of a period, and the longest one
---   4 (lifetime):                                            nothing
+--   3 (calendar):                                            the longest period; start, end and next end of one
+--   4 (lifetime):                                            0
+-- What is packed are doubles, least byte first: one call takes them apart, of text it would be one for each.
 -- Times are microseconds. Numbers are exact to 2^53; counts end at MOST, so that one can be added to another.
 
 local MOST = 4503599627370496
@@ -26,7 +28,10 @@ local KEPT = 86400000 -- milliseconds that a counter is kept after nothing in it
 
 local CHARGED, DENIED, KNOWN, MOVED, MISSING, CLOCK, LOAD, MARK, FAILED = 0, 1, 2, 3, 4, 5, 6, 7, 8
 
+local SHORT, LONG, CALENDAR, LIFETIME = 49, 50, 51, 52 -- the digits that are a counter's kind
+
 local call, floor, min, max = redis.call, math.floor, math.min, math.max
+local pack, unpacked, byte, sub = struct.pack, struct.unpack, string.byte, string.sub
 
 local function microseconds(time)
   return time[1] * 1000000 + time[2]
@@ -57,51 +62,96 @@ local function above(a, b)
   return #a > #b or #a == #b and a > b
 end
 
--- Return the counter at ARGV[at] as Redis has it, and what comes behind it. `known` false: it must be seeded first.
-local function counter_at(key, at)
-  local kind = ARGV[at]
-  if kind == '1' then
-    local found = call('HMGET', key, 'h', 'n', 'u')
+-- Return the counter that begins at `at` of what is packed, as Redis has it, and where the next one begins.
+-- Its state: of a window used, head and newest; of a span used and stop_at; head and stop_at are -1 where nothing was
+-- counted yet. Of one that outlives Redis also
+--   charged  how much was ever charged to it (or written off): it never goes back
+--   mark     how far that may run: the database holds that mark
+--   marked   the period that the mark is of; -1: there is none
+-- and before all of these the replication id of the Redis that wrote them. Where that is another, or nothing is there,
+-- `known` is false: it must be seeded first.
+local function counter_at(key, packed, at)
+  local kind = byte(packed, at)
+  local state = call('HGET', key, 's')
+  local amount, length = unpacked('<dd', packed, at + 1)
+  if kind == SHORT then
+    local used, head, newest = 0, -1, 0
+    if state then
+      used, head, newest = unpacked('<ddd', state)
+    end
     return {
       key = key,
-      kind = kind,
-      amount = tonumber(ARGV[at + 1]),
-      window = tonumber(ARGV[at + 2]),
+      amount = amount,
+      window = length,
       known = true,
       durable = false,
-      head = tonumber(found[1]),
-      newest = tonumber(found[2]),
-      used = tonumber(found[3]),
+      head = head,
+      newest = newest,
+      used = used,
       moved = false,
       period = 0,
     },
-      at + 3
+      at + 17
   end
-  local found = call('HMGET', key, 't', 'c', 'm', 'p', 'u', kind == '2' and 'h' or 'e', 'n')
-  local counter = {
+  local known, behind = state and sub(state, 1, #id) == id, at + (kind == CALENDAR and 41 or 17)
+  local charged, mark, marked, used, head_or_stop, newest
+  if known then
+    charged, mark, marked, used, head_or_stop, newest = unpacked('<dddddd', state, #id + 1)
+  end
+  -- One table for each: what is nil in it would take place, and time.
+  if kind == LONG then
+    return {
+      key = key,
+      amount = amount,
+      window = length,
+      known = known,
+      durable = true,
+      charged = charged,
+      mark = mark,
+      marked = marked,
+      used = used,
+      head = head_or_stop,
+      newest = newest,
+      moved = false,
+      period = 0,
+    },
+      behind
+  end
+  return {
     key = key,
     kind = kind,
+    packed = packed,
     at = at,
-    amount = tonumber(ARGV[at + 1]),
-    known = found[1] == id and found[2],
+    amount = amount,
+    longest = length,
+    known = known,
     durable = true,
-    charged = tonumber(found[2]),
-    mark = tonumber(found[3]),
-    marked = tonumber(found[4]),
-    used = tonumber(found[5]),
+    charged = charged,
+    mark = mark,
+    marked = marked,
+    used = used,
+    stop_at = head_or_stop,
     moved = false,
     period = 0,
-    stop_at = nil,
-    window = nil,
-    head = nil,
-    newest = nil,
-  }
-  if kind == '2' then
-    counter.window, counter.head, counter.newest = tonumber(ARGV[at + 2]), tonumber(found[6]), tonumber(found[7])
-    return counter, at + 3
+  },
+    behind
+end
+
+-- Return the state of a counter that outlives Redis, packed.
+local function state_of(charged, mark, marked, used, head_or_stop, newest)
+  return id .. pack('<dddddd', charged, mark, marked, used, head_or_stop, newest)
+end
+
+-- Write a counter's state as it stands.
+local function write(counter)
+  local state
+  if counter.durable then
+    local head_or_stop, newest = counter.head or counter.stop_at, counter.newest or 0
+    state = state_of(counter.charged, counter.mark, counter.marked, counter.used, head_or_stop, newest)
+  else
+    state = pack('<ddd', counter.used, counter.head, counter.newest)
   end
-  counter.stop_at = tonumber(found[6])
-  return counter, at + (kind == '3' and 6 or 2)
+  call('HSET', counter.key, 's', state)
 end
 
 -- Leave an incarnation in a counter that is not known here, and return the one that is there.
@@ -127,7 +177,7 @@ end
 -- Bring a window to the sub-window `number`, as `_roll` in core/limits.py does; `put` writes it.
 local function roll(counter, number)
   local head = counter.head
-  if not head then
+  if head < 0 then
     counter.head, counter.newest, counter.used, counter.moved = number, 0, 0, true
     return
   end
@@ -200,17 +250,16 @@ local function bring(counter)
     return true
   end
   local stop = counter.stop_at
-  if counter.kind == '4' then
+  if counter.kind == LIFETIME then
     counter.period = 0
-    if not stop then
+    if stop < 0 then
       counter.stop_at, counter.used, counter.moved = 0, 0, true
     end
     return true
   end
-  local at = counter.at
-  if not (stop and now < stop and stop <= now + ARGV[at + 5]) then
-    local first, last, next_last = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4])
-    local back = stop and now < stop -- the clock was set back; this period's end could be a moment away
+  if not (now < stop and stop <= now + counter.longest) then
+    local first, last, next_last = unpacked('<ddd', counter.packed, counter.at + 17)
+    local back = now < stop -- the clock was set back; this period's end could be a moment away
     if back or not (last <= now and now < next_last) then
       if not (first <= now and now < last) then
         return false
@@ -236,7 +285,7 @@ local function keep(counter)
   if counter.window then
     local last = counter.durable and max(counter.window, DAY) + KEPT * 1000 or 60000000
     call('PEXPIRE', counter.key, math.ceil((2 * counter.window + last) / 1000))
-  elseif counter.kind == '3' then
+  elseif counter.kind == CALENDAR then
     call('PEXPIRE', counter.key, math.ceil((counter.stop_at - now) / 1000) + KEPT)
   end
 end
@@ -272,16 +321,9 @@ local function put(counter, units)
       call('HSET', counter.key, counter.full, counter.full_units)
     end
     counter.ring, counter.gone, counter.full = nil, nil, nil
-    if counter.durable then
-      call('HSET', counter.key, 'u', counter.used, 'n', counter.newest, 'c', counter.charged)
-    else
-      call('HSET', counter.key, 'u', counter.used, 'n', counter.newest)
-    end
-  else
-    call('HSET', counter.key, 'u', counter.used, 'c', counter.charged)
   end
-  if counter.moved then -- what is told in numbers costs time: the large ones only where they change
-    call('HSET', counter.key, counter.window and 'h' or 'e', counter.window and counter.head or counter.stop_at)
+  write(counter)
+  if counter.moved then
     keep(counter)
     counter.moved = false
   end

@@ -10,7 +10,7 @@ if not found[1] and found[2] == id then -- what is known of its leases stays
 elseif found[2] ~= id then
   call('DEL', KEYS[1])
   call('HSET', KEYS[1], 'i', ARGV[3], 't', id, 'n', string.format('%.0f', now))
-elseif above(ARGV[2], found[1]) then
-  call('HSET', KEYS[1], 'e', ARGV[2])
+elseif above(ARGV[2], sub(found[1], #id + 1)) then
+  call('HSET', KEYS[1], 'e', id .. ARGV[2])
 end
 return 1

@@ -2,7 +2,7 @@
 --
 -- KEYS: the one that remembers it; those of its counters.
 -- ARGV: '1' if replication ids are compared; what is remembered, whole; its time; how many units to give back; for how
---   many microseconds it may be given back; then each counter, and the moment at which it was charged.
+--   many microseconds it may be given back; its counters, packed; the moment at which each of them was charged.
 -- Result: 1; 0: it is not remembered, or something else is.
 
 if call('GET', KEYS[1]) ~= ARGV[2] then
@@ -32,16 +32,15 @@ local function give_back_to_window(counter, charged_at)
   counter.used = counter.used - back
 end
 
-local at = 6
+local next_one = 1
 for index = 2, #KEYS do
   local counter
-  counter, at = counter_at(KEYS[index], at)
-  local charged_at = tonumber(ARGV[at])
-  at = at + 1
+  counter, next_one = counter_at(KEYS[index], ARGV[6], next_one)
+  local charged_at = tonumber(ARGV[5 + index])
   if not counter.known then
     -- Gone: what will be restored counts it as charged.
   elseif counter.window then
-    if counter.head then
+    if counter.head >= 0 then
       bring(counter)
       put(counter, 0)
       give_back_to_window(counter, charged_at)
@@ -49,8 +48,9 @@ for index = 2, #KEYS do
       put(counter, 0)
     end
   elseif counter.stop_at == charged_at and counter.used < MOST then
-    if counter.kind == '4' or now < charged_at and charged_at <= now + ARGV[counter.at + 5] then
-      call('HSET', counter.key, 'u', max(0, counter.used - cost))
+    if counter.kind == LIFETIME or now < charged_at and charged_at <= now + counter.longest then
+      counter.used = max(0, counter.used - cost)
+      write(counter)
     end
   end
 end

@@ -5,16 +5,18 @@
 --
 -- KEYS: the counter's.
 -- ARGV: '1' if replication ids are compared; how many units shall fit at least; how many it is reserved ahead by;
---   '1' if the mark may be too high; the serial below which it may not be, by b and the rest; the counter.
+--   '1' if the mark may be too high; the serial below which it may not be, by b and the rest; the counter,
+--   packed.
 -- Result: the status: CHARGED: it is drawn up, and then b, serial, ahead, period, and the state: head, newest,
 --   used and ring, or end and used. KNOWN: it is high enough. LOAD: the counter is not known here. CLOCK, time: it needs
 --   a calendar period of the time here.
 
-local counter = counter_at(KEYS[1], 7)
+local counter = counter_at(KEYS[1], ARGV[7], 1)
 local need, block, lower = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4] == '1'
 if not counter.known then
   return { LOAD }
 end
+local used, head_or_stop, newest = counter.used, counter.head or counter.stop_at, counter.newest or 0
 if not bring(counter) then
   return { CLOCK, now }
 end
@@ -47,7 +49,8 @@ if counter.charged >= MOST then
 end
 local serial = counter.charged + ahead
 -- The state is told as it stands now, but not written: only what is charged moves it.
-call('HSET', KEYS[1], 'b', base, 'c', counter.charged, 'm', counter.mark, 'w', serial, 'q', counter.period)
+local state = state_of(counter.charged, counter.mark, counter.marked, used, head_or_stop, newest)
+call('HSET', KEYS[1], 's', state, 'b', base, 'w', serial, 'q', counter.period)
 keep(counter)
 if counter.window then
   local ring = ring_now(counter)

@@ -8,6 +8,6 @@ local found = call('HMGET', KEYS[1], 'e', 'i', 't')
 if found[1] or found[2] ~= ARGV[3] or found[3] ~= id then
   return 0
 end
-call('HSET', KEYS[1], 'e', ARGV[2])
+call('HSET', KEYS[1], 'e', id .. ARGV[2])
 call('HDEL', KEYS[1], 'i')
 return 1
