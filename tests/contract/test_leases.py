@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,11 +22,12 @@ from formgate_server.core.ports import (
 from tests.contract.test_limiter import World, backend, charge, quiet, run, running, used, world
 from tests.contract.test_limiter import seed as seed_epoch
 from tests.support.clock import DAY, HOUR, MINUTE, SECOND
+from tests.support.soak import SOAK
 
 __all__ = ["backend", "world"]  # fixtures
 
 Per = Rolling | Calendar | Lifetime
-HISTORIES = 4_000 if os.environ.get("FORMGATE_SOAK") == "1" else 400
+HISTORIES = 4_000 if SOAK else 400
 MINUTELY, HOURLY, DAILY, CREDITS = Rolling(MINUTE), Rolling(HOUR), Calendar(Period.DAY), Lifetime()
 
 

@@ -11,7 +11,6 @@ and other processes go on counting there.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -42,8 +41,8 @@ from tests.support import counters as redis_counters
 from tests.support.clock import DAY, HOUR, MINUTE, SECOND, TODAY, SettableClock
 from tests.support.counters import TimedClient
 from tests.support.redis import RedisCluster, RedisServer
+from tests.support.soak import SOAK
 
-SOAK = os.environ.get("FORMGATE_SOAK") == "1"
 histories = settings(max_examples=12_000 if SOAK else 600, deadline=None, derandomize=not SOAK, print_blob=SOAK)
 histories_in_redis = settings(histories, max_examples=2_000 if SOAK else 60)
 """Each step is a round trip, and each look several."""

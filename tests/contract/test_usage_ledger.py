@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from formgate_server.core.model import UsageOutcome
 from formgate_server.core.ports import KeyOwner, UsageEntry
+from tests.support.soak import SOAK
 from tests.support.stores import (
     Hours,
     Stores,
@@ -141,7 +141,7 @@ RECORDS = st.builds(
     operation=st.sampled_from(["", "x"]),
     units=st.sampled_from([0, 1, 10, LARGEST]),
 )
-EXAMPLES = 40 * (20 if os.environ.get("FORMGATE_SOAK") == "1" else 1)
+EXAMPLES = 40 * (20 if SOAK else 1)
 
 
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES == 40)

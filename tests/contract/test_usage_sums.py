@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from formgate_server.core.ports import UsageEntry, UsageFilter, UsageSum
 from formgate_server.storage import sums
+from tests.support.soak import SOAK
 from tests.support.stores import Stores, empty_database, entry, memory_stores, opened, sqlite_stores
 
 HOUR = 3_600_000_000
@@ -213,7 +213,7 @@ RECORDS = st.builds(
     units=st.sampled_from([0, 1, 10, LARGEST - 5, LARGEST]),
     tags=TAGS,
 )
-EXAMPLES = 40 * (20 if os.environ.get("FORMGATE_SOAK") == "1" else 1)
+EXAMPLES = 40 * (20 if SOAK else 1)
 
 
 @settings(max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES == 40)

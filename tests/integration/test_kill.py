@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sqlite3
 import threading
@@ -32,8 +31,8 @@ from formgate.v1.resources_pb2 import CALENDAR_DAY, CALENDAR_MONTH, HOLDER_ACCOU
 from tests.support.client import Client, database
 from tests.support.clock import noon_zone
 from tests.support.server import Server, eventually
+from tests.support.soak import SOAK
 
-SOAK = os.environ.get("FORMGATE_SOAK") == "1"
 RUNS = 20 if SOAK else 3
 KILLS = 2
 """How often the server is killed in a run, on the same data."""

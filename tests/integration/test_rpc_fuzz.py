@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,10 +18,10 @@ from formgate.v1 import resources_pb2
 from formgate.v1.accounts_pb2 import ListAccountsRequest
 from formgate.v1.keys_pb2 import CreateKeyRequest
 from tests.support.client import Client, Refusal, check_details, methods, new_account, new_token, path
+from tests.support.soak import SOAK
 
 pytest_plugins = ("tests.support.rpc",)
 
-SOAK = os.environ.get("FORMGATE_SOAK") == "1"
 EXAMPLES = 2_000 if SOAK else 25
 SETTINGS = settings(
     max_examples=EXAMPLES,

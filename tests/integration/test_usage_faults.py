@@ -6,7 +6,6 @@ What charges is a limiter in the test's own process: it stands for counters that
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -29,9 +28,9 @@ from formgate_server.storage.sql.usage import SqlUsageLedger
 from tests.support.clock import SettableClock
 from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy
+from tests.support.soak import SOAK
 from tests.support.stores import account, add_key, key, sql_stores
 
-SOAK = os.environ.get("FORMGATE_SOAK") == "1"
 KILLS = 10 if SOAK else 2
 WRITERS = 6
 STEP = 1 if SOAK else 97

@@ -8,7 +8,6 @@ lie in it for sure, and may never be more than the amount.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,8 +25,8 @@ from tests.support.clock import noon_zone
 from tests.support.deployment import Deployment
 from tests.support.postgres import PostgresServer
 from tests.support.redis import RedisCluster, RedisServer
+from tests.support.soak import SOAK
 
-SOAK = os.environ.get("FORMGATE_SOAK") == "1"
 pytestmark = pytest.mark.timeout(3_600 if SOAK else 120)
 SECONDS = 120 if SOAK else 8
 WINDOW = 2.0

@@ -7,7 +7,6 @@ again. It is as much as was charged within the replica's lag. Where answers wait
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,8 +25,9 @@ from formgate_server.storage.redis.limiter import RedisLimiter
 from tests.support.clock import MINUTE
 from tests.support.proxy import Proxy
 from tests.support.redis import RedisServer
+from tests.support.soak import SOAK
 
-RUNS = 20 if os.environ.get("FORMGATE_SOAK") == "1" else 2
+RUNS = 20 if SOAK else 2
 CALLERS = 32
 SECONDS = 0.5
 AMOUNT = 10**9

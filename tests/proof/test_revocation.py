@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -28,8 +27,8 @@ from tests.support.postgres import PostgresServer
 from tests.support.proxy import Proxy
 from tests.support.redis import RedisServer
 from tests.support.server import Server, eventually
+from tests.support.soak import SOAK
 
-SOAK = os.environ.get("FORMGATE_SOAK") == "1"
 pytestmark = pytest.mark.timeout(3_600 if SOAK else 120)
 CHECKS = 100_000 if SOAK else 3_000
 CHECKERS, MUTATORS = 16, 6
