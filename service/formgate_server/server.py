@@ -15,7 +15,7 @@ import structlog
 import uvloop
 from pydantic import SecretStr
 
-from formgate_server import log
+from formgate_server import garbage, log
 from formgate_server.bootstrap import Addresses, StartError, build, prune, upgrade_database
 from formgate_server.bootstrap import renew_epochs as renew_all
 from formgate_server.core.prune import OnProgress
@@ -68,6 +68,7 @@ async def _serve(settings: Settings) -> None:
 
     _on_signals(asked)
     async with build(settings, hurry=hurry) as addresses:
+        garbage.slow_down()
         _tell_ready(settings, addresses)
         await stop.wait()
         _log.info("draining")

@@ -20,7 +20,7 @@ import structlog
 import uvloop
 from prometheus_client import values
 
-from formgate_server import log
+from formgate_server import garbage, log
 from formgate_server.settings import Settings
 
 _PR_SET_PDEATHSIG = 1
@@ -118,6 +118,7 @@ async def _serve(settings: Settings, link: Link) -> None:
     heart = asyncio.create_task(_beat(link))
     try:
         async with build(settings, worker=True, hurry=hurry):
+            garbage.slow_down()
             link.say("ready", True)  # noqa: FBT003 - the value of a message
             await stop.wait()
     except StartError as error:
