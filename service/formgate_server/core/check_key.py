@@ -29,6 +29,7 @@ from formgate_server.core.ports import (
     Limiter,
     TooManyAttempts,
 )
+from formgate_server.core.quick import made
 from formgate_server.core.secrets import could_be_secret, fingerprint, prefix_of
 from formgate_server.core.verdict import CheckQuery, KeyRecord, Reason, Verdict
 
@@ -156,8 +157,8 @@ class CheckKey:
         reason = denial(record.standing, _wanted(query, record.policy), now)
         counters = () if reason else record.counters
         key = record.key
-        charge = Charge(key.account_id, record.epoch, key.key_id, counters, query.cost, query.request_id)
-        return _Begun(query, record, reason, now, charge)
+        charge = made(Charge, (key.account_id, record.epoch, key.key_id, counters, query.cost, query.request_id))
+        return made(_Begun, (query, record, reason, now, charge))
 
     def _decided(self, begun: _Begun, charged: Charged) -> Verdict:
         query, record, reason, now, _ = begun
@@ -167,7 +168,7 @@ class CheckKey:
         if reason is Reason.OK:
             if query.cost or not query.explain:  # a dry run is no use
                 self._last_used.note(record.key.key_id, now, query.source_ip)
-            return Verdict(reason, "", 200, record, None, charged.standings, None, charged.degraded, steps)
+            return made(Verdict, (reason, "", 200, record, None, charged.standings, None, charged.degraded, steps))
         template = record.policy.denials[reason]
         after = charged.retry_after
         http = template.render(reason, after)
@@ -215,4 +216,5 @@ def _wanted(query: CheckQuery, policy: Policy) -> Wanted:
     level: Level | None = Level.UNSPECIFIED
     if not query.permissions:
         level = None if _says_nothing(query, policy) else policy.level_of(query.http_method)
-    return Wanted(query.permissions, level, query.resources, query.api_group, query.environment, query.source_ip)
+    wanted = query.permissions, level, query.resources, query.api_group, query.environment, query.source_ip
+    return made(Wanted, wanted)

@@ -30,6 +30,7 @@ from formgate_server.core.limits import (
 )
 from formgate_server.core.model import Limit, Rolling, WhenDegraded
 from formgate_server.core.ports import Charge, Charged
+from formgate_server.core.quick import made
 
 if TYPE_CHECKING:
     from formgate_server.core.ports import Clock, Reservations, Reserved
@@ -101,11 +102,11 @@ class Shares:
 
     def see(self, charge: Charge, charged: Charged) -> None:
         """Note what the counters' store said of a key's limits."""
-        now = self._clock.now()
+        now, seen = self._clock.now(), self._seen
         for counter, standing in zip(charge.counters, charged.standings, strict=False):
-            self._seen[counter.id] = _Seen(now, standing)
-        while len(self._seen) > _MOST_SEEN:
-            self._seen.popitem(last=False)
+            seen[counter.id] = made(_Seen, (now, standing))
+        while len(seen) > _MOST_SEEN:
+            seen.popitem(last=False)
 
     async def charge(self, charge: Charge, *, maybe_charged: bool) -> Charged:
         """Charge the shares, all or none. ``maybe_charged``: the store may have done so too, so nothing is owed."""

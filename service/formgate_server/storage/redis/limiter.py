@@ -29,6 +29,7 @@ from formgate_server.core.ports import (
     LeasesOut,
     Reservations,
 )
+from formgate_server.core.quick import made
 from formgate_server.storage.redis.client import RedisClient
 from formgate_server.storage.redis.errors import ScriptFailed
 from formgate_server.storage.redis.lua import CHARGE, NEW, OUT, PUBLISH, REFUND, SEED
@@ -257,7 +258,7 @@ class RedisLimiter:
         once = ""
         if charge.request_id and plan.counted:
             once = f"{self._account(account_id)}:r:{charge.key_id}:{charge.request_id}"
-        return _Check("c", account_id, plan, min(charge.cost, MOST + 1), charge.epoch, once)
+        return made(_Check, ("c", account_id, plan, min(charge.cost, MOST + 1), charge.epoch, once, 0))
 
     def _plan(self, account_id: str, counters: Sequence[Counter]) -> Plan:
         plan = self._plans.get(id(counters))
@@ -336,7 +337,7 @@ class RedisLimiter:
         if status == _CHARGED and check.cost:
             for index in short:
                 self._marks.want(check.account_id, plan.keys[index], plan.counted[index])
-        return Charged(None, None, standings, degraded)
+        return made(Charged, (None, None, standings, degraded))
 
     async def _insist(
         self,

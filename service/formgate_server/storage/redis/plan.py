@@ -26,6 +26,7 @@ from formgate_server.core.limits import (
 )
 from formgate_server.core.model import Calendar, Holder, Lifetime, Limit, Period, Rolling
 from formgate_server.core.ports import Clock
+from formgate_server.core.quick import made
 
 MOST = 2**52
 """Where counts end in Redis: its numbers are exact to twice that. Larger amounts are taken for this one."""
@@ -78,6 +79,10 @@ class Plan:
         self.durable = tuple(outlives_its_store(each.limit) and max(block(each.limit) // 2, 1) for each in self.counted)
         """Of each that outlives Redis, how many units must be left under its mark for it not to be raised; else 0."""
         self._as_given = [each.limit for each in counters if each.limit.amount is not None]
+        self._read = [
+            (isinstance(each.limit.per, Rolling), as_given, each.limit.amount or 0, enough)
+            for each, as_given, enough in zip(self.counted, self._as_given, self.durable, strict=True)
+        ]
         self._places = [index for index, each in enumerate(counters) if each.limit.amount is not None]
         self._uncounted = [Standing(each.limit, 0, None) for each in counters]
         self._packed = b""
@@ -106,24 +111,23 @@ class Plan:
         standings: list[Standing] = []
         short: list[int] = []
         at = 1
-        for index, counter in enumerate(self.counted):
-            limit = counter.limit
+        for index, (rolls, as_given, amount, enough) in enumerate(self._read):
             reset = None
-            if isinstance(limit.per, Rolling):
+            if rolls:
                 head, newest, used, room, ring = reply[at : at + 5]
                 at += 5
                 if newest:
-                    reset = leaves_at(limit, head)
+                    reset = leaves_at(as_given, head)
                 elif used:
-                    reset = standing(counter, Window(head, 0, used, tuple(ring))).reset_time
+                    reset = standing(self.counted[index], Window(head, 0, used, tuple(ring))).reset_time
             else:
                 end, used, room = reply[at : at + 3]
                 at += 3
                 if used:
                     reset = end or None
-            left = (limit.amount or 0) - used
-            standings.append(Standing(self._as_given[index], left if left > 0 else 0, reset))  # noqa: FURB136 - hot
-            if room < self.durable[index] and room < left:
+            left = amount - used
+            standings.append(made(Standing, (as_given, left if left > 0 else 0, reset)))  # noqa: FURB136 - hot
+            if room < enough and room < left:
                 short.append(index)
         if len(standings) == len(self.counters):
             return tuple(standings), short
