@@ -28,14 +28,12 @@ from formgate_server.core.authenticate import Authenticate
 from formgate_server.core.errors import FormgateError, InvalidArgumentError, PermissionDeniedError
 from formgate_server.core.model import Caller, ServiceRole
 from formgate_server.rpc.errors import internal, to_status
-from formgate_server.rpc.line import Called, Lines, Outcome
+from formgate_server.rpc.line import Ending, Lines, Outcome
 from formgate_server.rpc.methods import Method
 
 _log = structlog.get_logger("formgate.rpc")
 _LONGEST_ACTOR = 128
 _OK, _INTERNAL = "OK", "INTERNAL"
-CANCELLED = "CANCELLED"
-"""By whoever asked, or by its deadline."""
 
 
 def _nobody() -> str:
@@ -96,29 +94,21 @@ class Dispatch:
     async def __call__(self, method: Method, call: Call, payload: bytes) -> bytes:
         """Answer a call. Raises RpcError."""
         began = time.perf_counter()
-        caller: Caller | None = None
-        outcome: Outcome = None
-        code = reason = CANCELLED
+        end = Ending(method, call)
         try:
-            caller = await self.caller(call, method.roles)
+            end.caller = await self.caller(call, method.roles)
             request = _decoded(method, payload)
-            caller = _acting(caller, call)
-            response: Message | bytes | tuple[bytes, Outcome] = await method.handle(request, caller)
+            end.caller = _acting(end.caller, call)
+            response: Message | bytes | tuple[bytes, Outcome] = await method.handle(request, end.caller)
             if isinstance(response, tuple):
-                answer, outcome = response
+                answer, end.outcome = response
             else:
                 answer = response if isinstance(response, bytes) else response.SerializeToString()
-            code = reason = _OK
-        except FormgateError as error:
-            status = to_status(error)
-            code, reason = Code.Name(status.code), error.reason
-            raise RpcError(status) from None
-        except Exception as error:
-            _log.exception("a call failed for a fault of ours", method=method.path)
-            code = reason = _INTERNAL
-            raise RpcError(internal()) from error
+            end.code = end.reason = _OK
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+            raise _failed(end, error) from None
         finally:
-            self.ended(method, call, began, caller, code, reason, outcome)
+            self.ended(end, began)
         return answer
 
     async def stream(self, method: Method, call: Call, payloads: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
@@ -127,46 +117,40 @@ class Dispatch:
         It has no end of its own: that the caller has enough, or its connection is old, is no failure.
         """
         began = time.perf_counter()
-        caller: Caller | None = None
-        code = reason = CANCELLED
+        end = Ending(method, call)
 
         async def requests() -> AsyncIterator[Message]:
             async for payload in payloads:
                 yield _decoded(method, payload)
 
         try:
-            caller = _acting(await self.caller(call, method.roles), call)
-            code = reason = _OK
-            async with aclosing(method.handle(requests(), caller)) as responses:
+            end.caller = _acting(await self.caller(call, method.roles), call)
+            end.code = end.reason = _OK
+            async with aclosing(method.handle(requests(), end.caller)) as responses:
                 async for response in responses:
                     await self.caller(call, method.roles)
                     yield response.SerializeToString()
-        except FormgateError as error:
-            status = to_status(error)
-            code, reason = Code.Name(status.code), error.reason
-            raise RpcError(status) from None
-        except Exception as error:
-            _log.exception("a call failed for a fault of ours", method=method.path)
-            code = reason = _INTERNAL
-            raise RpcError(internal()) from error
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is told
+            raise _failed(end, error) from None
         finally:
-            metrics.calls_of(method.path).ended(code, None)
-            self._lines.tell(method, call, caller, code, reason, None, time.perf_counter() - began)
+            self.ended(end, began, timed=False)
 
-    def ended(  # noqa: PLR0913, PLR0917 - all that there is to be told
-        self,
-        called: Called,
-        call: Call,
-        began: float,
-        caller: Caller | None,
-        code: str,
-        reason: str,
-        outcome: Outcome = None,
-    ) -> None:
+    def ended(self, end: Ending, began: float, *, timed: bool = True) -> None:
         """Count and tell a call that has ended, ``began`` by ``time.perf_counter``: one of a wire's own, too."""
-        seconds = time.perf_counter() - began
-        metrics.calls_of(called.path).ended(code, seconds)
-        self._lines.tell(called, call, caller, code, reason, outcome, seconds)
+        end.seconds = time.perf_counter() - began
+        metrics.calls_of(end.called.path).ended(end.code, end.seconds if timed else None)
+        self._lines.tell(end)
+
+
+def _failed(end: Ending, error: Exception) -> RpcError:
+    """Note how a call fails, and return what its caller is told."""
+    if isinstance(error, FormgateError):
+        status = to_status(error)
+        end.code, end.reason = Code.Name(status.code), error.reason
+        return RpcError(status)
+    _log.exception("a call failed for a fault of ours", method=end.called.path)
+    end.code = end.reason = _INTERNAL
+    return RpcError(internal())
 
 
 def _decoded(method: Method, payload: bytes) -> Message:

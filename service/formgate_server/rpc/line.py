@@ -11,6 +11,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import structlog
@@ -42,6 +43,26 @@ class Called(Protocol):
         """Who may call it."""
 
 
+CANCELLED = "CANCELLED"
+"""By whoever asked, or by its deadline."""
+
+
+@dataclass(slots=True)
+class Ending:
+    """A call and how it ends: its gRPC code, the reason, what it decided, and how many seconds it took.
+
+    Until something else is known of it, it was cancelled.
+    """
+
+    called: Called
+    call: Call
+    caller: Caller | None = None
+    code: str = CANCELLED
+    reason: str = CANCELLED
+    outcome: Outcome = None
+    seconds: float = 0.0
+
+
 class Lines:
     """Tells calls."""
 
@@ -57,17 +78,9 @@ class Lines:
         self._skipped = self._gap()
         self._bounds = {kind: _Bound(per_second, monotonic) for kind in metrics.log_lines_withheld}
 
-    def tell(  # noqa: PLR0913, PLR0917 - all that there is to be told
-        self,
-        method: Called,
-        call: Call,
-        caller: Caller | None,
-        code: str,
-        reason: str,
-        outcome: Outcome,
-        seconds: float,
-    ) -> None:
-        """Tell a call that has ended with the gRPC code ``code``, or not, as it may be."""
+    def tell(self, ended: Ending) -> None:
+        """Tell a call that has ended, or not, as it may be."""
+        code, outcome = ended.code, ended.outcome
         withheld = 0
         if code != "OK" or _denies(outcome):
             kind: Literal["denied", "failed"] = "denied" if code == "OK" else "failed"
@@ -76,19 +89,19 @@ class Lines:
                 metrics.log_lines_withheld[kind].count += 1
                 return
             withheld = bound.take_withheld()
-        elif ServiceRole.CHECKER in method.roles:  # checks and usage are too many to tell each
+        elif ServiceRole.CHECKER in ended.called.roles:  # checks and usage are too many to tell each
             self._skipped -= 1
             if self._skipped > 0:
                 return
             self._skipped = self._gap()
         _log.info(
             "call",
-            method=method.path,
+            method=ended.called.path,
             code=code,
-            **_of_outcome(outcome, reason),
-            **_of_caller(caller),
-            peer=call.peer(),
-            milliseconds=round(seconds * 1_000, 3),
+            **_of_outcome(outcome, ended.reason),
+            **_of_caller(ended.caller),
+            peer=ended.call.peer(),
+            milliseconds=round(ended.seconds * 1_000, 3),
             **({"withheld": withheld} if withheld else {}),
         )
 

@@ -12,7 +12,7 @@ from formgate_server.core.authenticate import Authenticate
 from formgate_server.core.model import Caller
 from formgate_server.core.verdict import Verdict
 from formgate_server.rpc.dispatch import Call, Dispatch
-from formgate_server.rpc.line import Called, Lines, Outcome
+from formgate_server.rpc.line import Ending, Lines
 from formgate_server.rpc.methods import Method
 
 _FAULTS = frozenset({"INTERNAL", "UNAVAILABLE", "UNIMPLEMENTED"})
@@ -54,29 +54,21 @@ class TracedDispatch(Dispatch):
 class TracedLines(Lines):
     """Lines of which the span of the call says the same."""
 
-    def tell(  # noqa: PLR0913, PLR0917 - as Lines has it
-        self,
-        method: Called,
-        call: Call,
-        caller: Caller | None,
-        code: str,
-        reason: str,
-        outcome: Outcome,
-        seconds: float,
-    ) -> None:
+    def tell(self, ended: Ending) -> None:
         """See ``Lines``."""
         span = get_current_span()
         if span.is_recording():
-            _tell(span, caller, code, reason, outcome)
-        super().tell(method, call, caller, code, reason, outcome, seconds)
+            _tell(span, ended)
+        super().tell(ended)
 
 
-def _tell(span: Span, caller: Caller | None, code: str, reason: str, outcome: Outcome) -> None:
-    span.set_attribute("rpc.response.status_code", code)
-    if code in _FAULTS:
-        span.set_status(Status(StatusCode.ERROR, reason))
-    if caller is not None:
-        span.set_attribute("formgate.token_id", caller.token_id)
+def _tell(span: Span, ended: Ending) -> None:
+    span.set_attribute("rpc.response.status_code", ended.code)
+    if ended.code in _FAULTS:
+        span.set_status(Status(StatusCode.ERROR, ended.reason))
+    if ended.caller is not None:
+        span.set_attribute("formgate.token_id", ended.caller.token_id)
+    outcome = ended.outcome
     if isinstance(outcome, Verdict):
         span.set_attribute("formgate.reason", outcome.reason.name)
         span.set_attribute("formgate.degraded", outcome.degraded)
@@ -84,6 +76,6 @@ def _tell(span: Span, caller: Caller | None, code: str, reason: str, outcome: Ou
             span.set_attribute("formgate.key_id", outcome.record.key.key_id)
             span.set_attribute("formgate.account_id", outcome.record.key.account_id)
     else:
-        span.set_attribute("formgate.reason", reason)
+        span.set_attribute("formgate.reason", ended.reason)
         for each, times in (outcome or {}).items():
             span.set_attribute(f"formgate.checks.{each.name}", times)

@@ -14,7 +14,7 @@ from formgate_server import metrics
 from formgate_server.core.model import Caller, ServiceRole
 from formgate_server.core.verdict import Reason, Verdict
 from formgate_server.rpc.dispatch import Call
-from formgate_server.rpc.line import Lines, Outcome
+from formgate_server.rpc.line import Ending, Lines, Outcome
 from formgate_server.rpc.methods import Method
 
 CHECKER = Caller("tok_1", ServiceRole.CHECKER)
@@ -50,7 +50,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def tell(lines: Lines, method: Method = CHECK, code: str = "OK", reason: str = "OK", outcome: Outcome = None) -> None:
     """Tell a call that took 1.5 ms."""
-    lines.tell(method, Call({}, peer=lambda: "ipv4:192.0.2.1:7"), CHECKER, code, reason, outcome, 0.0015)
+    lines.tell(Ending(method, Call({}, peer=lambda: "ipv4:192.0.2.1:7"), CHECKER, code, reason, outcome, 0.0015))
 
 
 def test_a_denial_has_its_line(told: list[Any]) -> None:
@@ -122,7 +122,7 @@ def test_denials_hide_no_failure(told: list[Any]) -> None:
     lines = Lines(per_second=1, monotonic=Time())
     for _ in range(100):
         tell(lines, outcome=DENIED)
-    lines.tell(CHECK, Call({}), None, "UNAUTHENTICATED", "MISSING_SERVICE_TOKEN", None, 0.001)
+    lines.tell(Ending(CHECK, Call({}), None, "UNAUTHENTICATED", "MISSING_SERVICE_TOKEN", None, 0.001))
     assert told[-1]["code"] == "UNAUTHENTICATED"
     assert told[-1]["reason"] == "MISSING_SERVICE_TOKEN"
     assert "token_id" not in told[-1]

@@ -15,7 +15,7 @@ from formgate_server import metrics
 from formgate_server.core.errors import UnavailableError
 from formgate_server.core.model import Caller, ServiceRole
 from formgate_server.rpc.dispatch import Call, Dispatch, RpcError
-from formgate_server.rpc.line import Called, Lines, Outcome
+from formgate_server.rpc.line import Ending, Lines
 from formgate_server.rpc.methods import Method
 from formgate_server.wire import grpcio
 
@@ -37,19 +37,9 @@ class Kept(Lines):
         super().__init__()
         self.told: list[Told] = []
 
-    def tell(
-        self,
-        method: Called,
-        call: Call,
-        caller: Caller | None,
-        code: str,
-        reason: str,
-        outcome: Outcome,
-        seconds: float,
-    ) -> None:
+    def tell(self, ended: Ending) -> None:
         """Keep it."""
-        del call, caller, outcome, seconds
-        self.told.append(Told(method.path, code, reason))
+        self.told.append(Told(ended.called.path, ended.code, ended.reason))
 
 
 async def _authenticate(_authorization: str) -> Caller:

@@ -29,8 +29,9 @@ from formgate_server.core.model import Caller, ServiceRole
 from formgate_server.core.policy import HttpDenial
 from formgate_server.core.ports import Clock
 from formgate_server.core.verdict import Verdict
-from formgate_server.rpc.dispatch import CANCELLED, Call, Dispatch
+from formgate_server.rpc.dispatch import Call, Dispatch
 from formgate_server.rpc.errors import to_status
+from formgate_server.rpc.line import Ending
 from formgate_server.wire.auth_http import is_name
 from formgate_server.wire.gateways import told
 from formgate_server.wire.gateways.requirement import Ambiguous, Request, Requirements
@@ -83,25 +84,24 @@ class Answers:
             return _NOT_FOUND
         began = time.perf_counter()
         call = Call({"authorization": f"Bearer {headers.get(told.TOKEN, '')}"}, peer=lambda: peer)
-        caller: Caller | None = None
-        verdict: Verdict | None = None
-        code = reason = CANCELLED
+        end = Ending(called, call)
         try:
             async with asyncio.timeout(_LONGEST_SECONDS):
-                caller = await self._dispatch.caller(call, called.roles)
-                answer, verdict = await self._check(query, headers, caller) if called is _CHECK else _unwrapped(query)
+                end.caller = caller = await self._dispatch.caller(call, called.roles)
+                checks = called is _CHECK
+                answer, end.outcome = await self._check(query, headers, caller) if checks else _unwrapped(query)
         except TimeoutError:
-            code, reason, answer = "UNAVAILABLE", "TIMEOUT", _UNAVAILABLE
+            end.code, end.reason, answer = "UNAVAILABLE", "TIMEOUT", _UNAVAILABLE
         except FormgateError as error:
-            code, reason = Code.Name(to_status(error).code), error.reason
+            end.code, end.reason = Code.Name(to_status(error).code), error.reason
             answer = self._answer(error)
         except Exception:  # noqa: BLE001 - whatever it was, it is no yes, and the gateway is answered
             _log.exception("a gateway's request failed for a fault of ours")
-            code, reason, answer = "INTERNAL", "INTERNAL", _INTERNAL
+            end.code, end.reason, answer = "INTERNAL", "INTERNAL", _INTERNAL
         else:
-            code = reason = "OK"
+            end.code = end.reason = "OK"
         finally:
-            self._dispatch.ended(called, call, began, caller, code, reason, verdict)
+            self._dispatch.ended(end, began)
         return answer
 
     async def _check(self, said: str, headers: Mapping[str, str], caller: Caller) -> tuple[HttpDenial, Verdict | None]:
