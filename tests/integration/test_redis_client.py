@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import hiredis
@@ -21,6 +22,9 @@ from tests.support.redis_client import COUNT, TIMEOUT, States, Tally, connected,
 
 KEY = "{a}:n"
 AT_ONCE = 0.05
+"""The median: a machine that is busy holds up now and then one."""
+PATIENT = 1.0
+"""A deadline that is told from two of it on a busy machine, too."""
 """Seconds within which what needs no waiting must have ended, on a machine that others use too."""
 
 
@@ -221,14 +225,14 @@ async def test_an_answer_cut_short_is_no_answer(proxy: Proxy, server: RedisServe
 
 async def test_lost_answers_are_told_in_time(proxy: Proxy, server: RedisServer) -> None:
     """Requests that arrive and whose answers do not: LostAnswer by the deadline, run once each, and never refused."""
-    async with connected(behind(proxy)) as client:
+    async with connected(behind(proxy), timeout=PATIENT) as client:
         await count(client)
         proxy.swallow_answers()
         before = time.monotonic()
         tally = Tally(await asyncio.gather(*counts(client, 50), return_exceptions=True))
         took = time.monotonic() - before
         assert len(tally.lost) == 50
-        assert TIMEOUT <= took < TIMEOUT + 0.25
+        assert PATIENT <= took < 2 * PATIENT
         assert runs(server) == 51
         proxy.pass_on()
         await heals(client)
@@ -250,32 +254,34 @@ async def test_a_repeatable_request_that_may_have_been_run_never_claims_that_it_
 
 
 async def test_a_slow_network_is_within_the_deadline_or_it_is_not(proxy: Proxy) -> None:
-    """An answer after 160 ms is an answer; after 400 ms it is lost, at the deadline."""
-    async with connected(behind(proxy)) as client:
+    """An answer after 400 ms is an answer; after 2 s it is lost, at the deadline."""
+    async with connected(behind(proxy), timeout=PATIENT) as client:
         await count(client)
-        proxy.delay = 0.08
-        assert (await count(client, word="slow"))[1] == b"slow"
         proxy.delay = 0.2
+        assert (await count(client, word="slow"))[1] == b"slow"
+        proxy.delay = 1.0
         before = time.monotonic()
         with pytest.raises(LostAnswer):
             await count(client)
-        assert time.monotonic() - before < TIMEOUT + 0.25
+        assert time.monotonic() - before < 2 * PATIENT
 
 
 async def test_half_open_costs_one_deadline_and_then_nothing(proxy: Proxy) -> None:
     """A network that swallows everything: those under way wait for their deadline, those after them for nothing."""
     states = States()
-    async with connected(behind(proxy), states) as client:
+    async with connected(behind(proxy), states, timeout=PATIENT) as client:
         proxy.stall()
         before = time.monotonic()
         with pytest.raises(LostAnswer):
             await count(client, repeatable=True)
-        assert time.monotonic() - before < TIMEOUT + 0.25
+        assert time.monotonic() - before < 2 * PATIENT
+        took = []
         for _ in range(50):
             before = time.monotonic()
             with pytest.raises(StoreUnavailable):
                 await count(client, repeatable=True)
-            assert time.monotonic() - before < AT_ONCE
+            took.append(time.monotonic() - before)
+        assert median(took) < AT_ONCE
         proxy.pass_on()
         await heals(client)
         assert states.ups == [True, False, True]
@@ -294,21 +300,22 @@ async def test_an_idle_client_notices_that_nobody_is_there(proxy: Proxy) -> None
 
 async def test_a_frozen_server(server: RedisServer) -> None:
     """SIGSTOP: one deadline, then requests fail at once and are surely not run; it heals by itself; told once each."""
-    states = States()
-    async with connected(server.url(), states) as client:
+    states, took = States(), []
+    async with connected(server.url(), states, timeout=PATIENT) as client:
         await count(client)
         server.pause()
         before = time.monotonic()
         first = Tally(await asyncio.gather(*counts(client, 100), return_exceptions=True))
-        assert time.monotonic() - before < TIMEOUT + 0.25
+        assert time.monotonic() - before < 2 * PATIENT
         assert len(first.lost) == 100
         for _ in range(20):
             before = time.monotonic()
             with pytest.raises(StoreUnavailable) as caught:
                 await count(client)
             assert not isinstance(caught.value, LostAnswer)
-            assert time.monotonic() - before < AT_ONCE
+            took.append(time.monotonic() - before)
             await asyncio.sleep(0.05)  # through several attempts to connect
+        assert median(took) < AT_ONCE
         server.resume()
         await heals(client)
         assert states.ups == [True, False, True]
@@ -323,11 +330,13 @@ async def test_a_dead_server_that_comes_back_empty(server: RedisServer) -> None:
         await count(client)
         server.kill()
         await until(lambda: not states.up, "it is told")
+        took = []
         for _ in range(20):
             before = time.monotonic()
             with pytest.raises(StoreUnavailable, match=f"127.0.0.1.*{server.port}"):
                 await count(client)
-            assert time.monotonic() - before < AT_ONCE
+            took.append(time.monotonic() - before)
+        assert median(took) < AT_ONCE
         server.start()
         await heals(client)
         assert states.ups == [True, False, True]
@@ -338,12 +347,12 @@ async def test_a_server_that_was_never_there(server: RedisServer) -> None:
     """The first connection may be waited for; when it is refused, requests fail at once and the state is told."""
     server.kill()
     states = States()
-    client = connect(server.url(), timeout=TIMEOUT, on_state=states)
+    client = connect(server.url(), timeout=PATIENT, on_state=states)
     try:
         before = time.monotonic()
         with pytest.raises(StoreUnavailable):
             await count(client)
-        assert time.monotonic() - before < TIMEOUT
+        assert time.monotonic() - before < PATIENT
         assert states.ups == [False]
         server.start()
         await heals(client)
@@ -413,12 +422,14 @@ async def test_a_server_that_is_loading(tmp_path: Path) -> None:
             server.kill()
             server.start(wait=False)
             details: list[str] = []
+            took: list[float] = []
             while not details or not states.up:
                 before = time.monotonic()
                 tally = Tally(await asyncio.gather(count(client), return_exceptions=True))
-                assert time.monotonic() - before < AT_ONCE
+                took.append(time.monotonic() - before)
                 details += [error.detail for error in (*tally.lost, *tally.refused)]
                 await asyncio.sleep(0.01)
+            assert median(took) < AT_ONCE
             assert any("LOADING" in detail for detail in details)
             await heals(client)
             assert int(server.do("GET", KEY)) >= 2

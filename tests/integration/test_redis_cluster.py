@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -110,7 +111,7 @@ async def test_a_split_that_lasts_is_told_in_time(cluster: RedisCluster) -> None
     slot, source = slot_of(account), cluster.primary_of(account)
     target = next(server for server in cluster.servers if server is not source)
     keys = [f"{{{account}}}:one", f"{{{account}}}:two"]
-    async with connected(cluster.url()) as client:
+    async with connected(cluster.url(), timeout=1.0) as client:
         await client.run(BOTH, account, keys, [], repeatable=False)
         target.do("CLUSTER", "SETSLOT", slot, "IMPORTING", cluster.id_of(source))
         source.do("CLUSTER", "SETSLOT", slot, "MIGRATING", cluster.id_of(target))
@@ -119,7 +120,7 @@ async def test_a_split_that_lasts_is_told_in_time(cluster: RedisCluster) -> None
         with pytest.raises(StoreUnavailable) as caught:
             await client.run(BOTH, account, keys, [], repeatable=True)
         assert not isinstance(caught.value, LostAnswer)
-        assert time.monotonic() - before < 0.5
+        assert time.monotonic() - before < 2.0
         source.do("MIGRATE", "127.0.0.1", target.port, keys[1], 0, 5000)
         for server in (target, source, *cluster.servers):
             server.do("CLUSTER", "SETSLOT", slot, "NODE", cluster.id_of(target))
@@ -239,6 +240,7 @@ async def test_a_primary_without_a_replica(tmp_path: Path) -> None:
             others = [account for account in ACCOUNTS if cluster.primary_of(account) is not dead]
             dead.kill()
             await until(lambda: states.ups == [True, False], "it is told")
+            took = []
             until_noticed = asyncio.get_running_loop().time() + 1.2
             while asyncio.get_running_loop().time() < until_noticed:
                 assert len(await asyncio.gather(*(count(client, account) for account in others))) == len(others)
@@ -246,7 +248,8 @@ async def test_a_primary_without_a_replica(tmp_path: Path) -> None:
                     before = time.monotonic()
                     with pytest.raises(StoreUnavailable):
                         await count(client, account)
-                    assert time.monotonic() - before < 0.3
+                    took.append(time.monotonic() - before)
+            assert median(took) < 0.1
             dead.start()
             await heals(client, theirs[0])
             await until(lambda: states.ups == [True, False, True], "it is told")
