@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
+import re
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -807,25 +810,96 @@ async def test_what_a_server_refuses_for_the_moment_is_an_outage(tmp_path: Path,
         await redis_counters.end()
 
 
-@pytest.mark.parametrize("spoilt", ["account", "counter", "number"])
+SPOILT = {
+    "account": None,
+    "counter": None,
+    "a word": b"many",
+    "digits": b"0123456789" * 3,
+    "too little": b"x" * 23,
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
 async def test_what_is_not_ours_fails_the_checks_of_its_account_only(world: World, spoilt: str) -> None:
-    """A key of another kind, or a word where a number was: the checks before and behind it are decided, and charged."""
+    """A key of another kind, or no state where one was: the checks before and behind it are decided, and charged."""
     limiter = world.process()
     limits = [(counter(100, SHORT, f"{name}/rate"),) for name in "abc"]
     for name, limit in zip("abc", limits, strict=True):
         await decided(limiter, limit, account=name)
     with world.server.client() as client:
         (of_counter,) = client.keys("fg:{b}:c:*")
-        if spoilt == "number":
-            client.hset(of_counter, mapping={"s": "many"})
-        else:
+        state = SPOILT[spoilt]
+        if state is None:
             client.set("fg:{b}" if spoilt == "account" else of_counter, "other")
+        else:
+            client.hset(of_counter, mapping={"s": state})
     charges = [Charge(name, 1, "k1", limit, 1) for name, limit in zip("abc", limits, strict=True) for _ in range(2)]
     told = await limiter.charge_many(charges)
     assert [one.standings[0].remaining for one in told if isinstance(one, Charged)] == [98, 97, 98, 97]
     assert [type(one) for one in told[2:4]] == [ScriptFailed] * 2
     with pytest.raises(ScriptFailed):
         await limiter.charge(charges[2])
+
+
+@pytest.mark.parametrize("per", [LONG, DAILY, LIFETIME])
+async def test_what_is_not_ours_in_a_counter_that_outlives_redis_fails_too(world: World, per: Per) -> None:
+    """It begins as a state of this Redis does, and is no state."""
+    limiter = world.process()
+    limit = (counter(100, per),)
+    await decided(limiter, limit)
+    with world.server.client() as client:
+        (of_counter,) = client.keys("fg:{acme}:c:*")
+        state = client.hget(of_counter, "s")
+        client.hset(of_counter, mapping={"s": state + b"1"})
+    with pytest.raises(ScriptFailed):
+        await limiter.charge(Charge("acme", 1, "k1", limit, 1))
+
+
+async def test_no_number_is_no_room(world: World) -> None:
+    """As long as a state and no state: what is used up stays so, whatever cannot be compared stands there."""
+    limiter = world.process()
+    limit = (counter(1, SHORT),)
+    assert (await decided(limiter, limit)).denied is None
+    with world.server.client() as client:
+        (of_counter,) = client.keys("fg:{acme}:c:*")
+        _, head, newest = struct.unpack("<ddd", client.hget(of_counter, "s"))
+        client.hset(of_counter, mapping={"s": struct.pack("<ddd", math.nan, head, newest)})
+    with pytest.raises(UnavailableError):
+        await limiter.charge(Charge("acme", 1, "k1", limit, 1))
+
+
+async def test_slots_without_a_state_do_not_count(world: World) -> None:
+    """Left by something else, they are not taken off what is used when their sub-windows have passed."""
+    limiter = world.process()
+    limit = (counter(60, SHORT),)
+    with world.server.client() as client:
+        client.hset("fg:{acme}:c:acme/limit", mapping=dict.fromkeys(range(60), 20))
+    for _ in range(3):
+        assert (await decided(limiter, limit, 20)).denied is None
+        world.clock.time += 5 * SECOND
+    for _ in range(8):
+        assert (await decided(limiter, limit)).denied is not None
+        world.clock.time += 5 * SECOND
+
+
+async def test_counters_are_small_and_can_be_looked_at(world: World) -> None:
+    """Redis keeps them in its compact form; what the ADR says for people who look tells the state."""
+    kinds: Sequence[Per] = (SHORT, LONG, DAILY, LIFETIME)
+    limits = [counter(100, each, f"{number}") for number, each in enumerate(kinds)]
+    limiter = world.process()
+    await decided(limiter, limits, 7)
+    page = (Path(__file__).parents[2] / "docs/adr/0010-counters-in-redis.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r'^redis-cli EVAL "(.*)" 1 \'<key>\'$', page, re.MULTILINE)
+    with world.server.client() as client:
+        for number in range(4):
+            key = f"fg:{{acme}}:c:acme/{number}"
+            assert client.object("encoding", key) in {b"listpack", b"ziplist"}
+            if number:
+                charged, mark, _, used, _, newest, _ = client.eval(script, 1, key)
+                assert (used, newest, charged <= mark) == (7, 7 if number == 1 else 0, True)
+        script = script.replace("'<dddddd', s, #s - 47", "'<ddd', s")
+        assert client.eval(script, 1, "fg:{acme}:c:acme/0")[::2] == [7, 7]
 
 
 # -------------------------------------------------------------------------------------------------- by Redis' own clock

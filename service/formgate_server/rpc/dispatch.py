@@ -94,21 +94,21 @@ class Dispatch:
     async def __call__(self, method: Method, call: Call, payload: bytes) -> bytes:
         """Answer a call. Raises RpcError."""
         began = time.perf_counter()
-        end = Ending(method, call)
+        ending = Ending(method, call)
         try:
-            end.caller = await self.caller(call, method.roles)
+            ending.caller = await self.caller(call, method.roles)
             request = _decoded(method, payload)
-            end.caller = _acting(end.caller, call)
-            response: Message | bytes | tuple[bytes, Outcome] = await method.handle(request, end.caller)
+            ending.caller = _acting(ending.caller, call)
+            response: Message | bytes | tuple[bytes, Outcome] = await method.handle(request, ending.caller)
             if isinstance(response, tuple):
-                answer, end.outcome = response
+                answer, ending.outcome = response
             else:
                 answer = response if isinstance(response, bytes) else response.SerializeToString()
-            end.code = end.reason = _OK
+            ending.code = ending.reason = _OK
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told
-            raise _failed(end, error) from None
+            raise _failed(ending, error) from None
         finally:
-            self.ended(end, began)
+            self.ended(ending, began)
         return answer
 
     async def stream(self, method: Method, call: Call, payloads: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
@@ -117,39 +117,42 @@ class Dispatch:
         It has no end of its own: that the caller has enough, or its connection is old, is no failure.
         """
         began = time.perf_counter()
-        end = Ending(method, call)
+        ending = Ending(method, call)
 
         async def requests() -> AsyncIterator[Message]:
             async for payload in payloads:
                 yield _decoded(method, payload)
 
         try:
-            end.caller = _acting(await self.caller(call, method.roles), call)
-            end.code = end.reason = _OK
-            async with aclosing(method.handle(requests(), end.caller)) as responses:
+            ending.caller = _acting(await self.caller(call, method.roles), call)
+            ending.code = ending.reason = _OK
+            async with aclosing(method.handle(requests(), ending.caller)) as responses:
                 async for response in responses:
                     await self.caller(call, method.roles)
                     yield response.SerializeToString()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told
-            raise _failed(end, error) from None
+            raise _failed(ending, error) from None
         finally:
-            self.ended(end, began, timed=False)
+            self.ended(ending, began, lasting=True)
 
-    def ended(self, end: Ending, began: float, *, timed: bool = True) -> None:
-        """Count and tell a call that has ended, ``began`` by ``time.perf_counter``: one of a wire's own, too."""
-        end.seconds = time.perf_counter() - began
-        metrics.calls_of(end.called.path).ended(end.code, end.seconds if timed else None)
-        self._lines.tell(end)
+    def ended(self, ending: Ending, began: float, *, lasting: bool = False) -> None:
+        """Count and tell a call that has ended, ``began`` by ``time.perf_counter``: one of a wire's own, too.
+
+        ``lasting``: how long it took says nothing of how fast it was answered, and is no part of the metrics.
+        """
+        ending.seconds = time.perf_counter() - began
+        metrics.calls_of(ending.called.path).ended(ending.code, None if lasting else ending.seconds)
+        self._lines.tell(ending)
 
 
-def _failed(end: Ending, error: Exception) -> RpcError:
+def _failed(ending: Ending, error: Exception) -> RpcError:
     """Note how a call fails, and return what its caller is told."""
     if isinstance(error, FormgateError):
         status = to_status(error)
-        end.code, end.reason = Code.Name(status.code), error.reason
+        ending.code, ending.reason = Code.Name(status.code), error.reason
         return RpcError(status)
-    _log.exception("a call failed for a fault of ours", method=end.called.path)
-    end.code = end.reason = _INTERNAL
+    _log.exception("a call failed for a fault of ours", method=ending.called.path)
+    ending.code = ending.reason = _INTERNAL
     return RpcError(internal())
 
 

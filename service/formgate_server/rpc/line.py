@@ -78,9 +78,9 @@ class Lines:
         self._skipped = self._gap()
         self._bounds = {kind: _Bound(per_second, monotonic) for kind in metrics.log_lines_withheld}
 
-    def tell(self, ended: Ending) -> None:
+    def tell(self, ending: Ending) -> None:
         """Tell a call that has ended, or not, as it may be."""
-        code, outcome = ended.code, ended.outcome
+        code, outcome = ending.code, ending.outcome
         withheld = 0
         if code != "OK" or _denies(outcome):
             kind: Literal["denied", "failed"] = "denied" if code == "OK" else "failed"
@@ -89,19 +89,19 @@ class Lines:
                 metrics.log_lines_withheld[kind].count += 1
                 return
             withheld = bound.take_withheld()
-        elif ServiceRole.CHECKER in ended.called.roles:  # checks and usage are too many to tell each
+        elif ServiceRole.CHECKER in ending.called.roles:  # checks and usage are too many to tell each
             self._skipped -= 1
             if self._skipped > 0:
                 return
             self._skipped = self._gap()
         _log.info(
             "call",
-            method=ended.called.path,
+            method=ending.called.path,
             code=code,
-            **_of_outcome(outcome, ended.reason),
-            **_of_caller(ended.caller),
-            peer=ended.call.peer(),
-            milliseconds=round(ended.seconds * 1_000, 3),
+            **_of_outcome(outcome, ending.reason),
+            **_of_caller(ending.caller),
+            peer=ending.call.peer(),
+            milliseconds=round(ending.seconds * 1_000, 3),
             **({"withheld": withheld} if withheld else {}),
         )
 

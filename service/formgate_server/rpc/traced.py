@@ -54,21 +54,21 @@ class TracedDispatch(Dispatch):
 class TracedLines(Lines):
     """Lines of which the span of the call says the same."""
 
-    def tell(self, ended: Ending) -> None:
+    def tell(self, ending: Ending) -> None:
         """See ``Lines``."""
         span = get_current_span()
         if span.is_recording():
-            _tell(span, ended)
-        super().tell(ended)
+            _tell(span, ending)
+        super().tell(ending)
 
 
-def _tell(span: Span, ended: Ending) -> None:
-    span.set_attribute("rpc.response.status_code", ended.code)
-    if ended.code in _FAULTS:
-        span.set_status(Status(StatusCode.ERROR, ended.reason))
-    if ended.caller is not None:
-        span.set_attribute("formgate.token_id", ended.caller.token_id)
-    outcome = ended.outcome
+def _tell(span: Span, ending: Ending) -> None:
+    span.set_attribute("rpc.response.status_code", ending.code)
+    if ending.code in _FAULTS:
+        span.set_status(Status(StatusCode.ERROR, ending.reason))
+    if ending.caller is not None:
+        span.set_attribute("formgate.token_id", ending.caller.token_id)
+    outcome = ending.outcome
     if isinstance(outcome, Verdict):
         span.set_attribute("formgate.reason", outcome.reason.name)
         span.set_attribute("formgate.degraded", outcome.degraded)
@@ -76,6 +76,6 @@ def _tell(span: Span, ended: Ending) -> None:
             span.set_attribute("formgate.key_id", outcome.record.key.key_id)
             span.set_attribute("formgate.account_id", outcome.record.key.account_id)
     else:
-        span.set_attribute("formgate.reason", ended.reason)
+        span.set_attribute("formgate.reason", ending.reason)
         for each, times in (outcome or {}).items():
             span.set_attribute(f"formgate.checks.{each.name}", times)

@@ -28,6 +28,8 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _BROKEN = to_status(InvalidArgumentError("request", "is broken, or a string is not UTF-8"))
 _SLOWEST_READER_SECONDS = 5.0
+_LONGEST_LIBRARY_REQUEST = 65_536
+"""Of health and reflection, in bytes: names are no longer."""
 _SETTLE_SECONDS = 0.1
 _EVERYBODY = frozenset(ServiceRole)
 _LISTENERS = 16
@@ -194,7 +196,11 @@ def _behaviour(dispatch: Dispatch, method: Method, gate: _Gate) -> Any:  # noqa:
         try:
             return await dispatch(method, _call(context), payload)
         except RpcError as error:
-            await _abort(context, error.status)
+            status = error.status
+        # Not within the handler, nor with the payload: what abort raises, and all that it holds, is garbage that only
+        # the collector finds.
+        del payload
+        return await _abort(context, status)
 
     return answer
 
@@ -210,7 +216,10 @@ def _streaming(dispatch: Dispatch, method: Method) -> Any:  # noqa: ANN401 - grp
                     except TimeoutError:
                         await answers.athrow(_too_slow())  # so that it is counted and told as it ends
         except RpcError as error:
-            await _abort(context, error.status)
+            status = error.status
+        else:
+            return
+        await _abort(context, status)
 
     return answer
 
@@ -257,6 +266,8 @@ def _library_handlers(health_: health.aio.HealthServicer, reflected: _Reflection
 
 def _decoder(kind: type[Message]) -> Callable[[bytes], Message | None]:
     def decode(payload: bytes) -> Message | None:
+        if len(payload) > _LONGEST_LIBRARY_REQUEST:  # they keep what they are asked, and ask for no token
+            return None
         try:
             return kind.FromString(payload)
         except DecodeError:

@@ -37,9 +37,9 @@ class Kept(Lines):
         super().__init__()
         self.told: list[Told] = []
 
-    def tell(self, ended: Ending) -> None:
+    def tell(self, ending: Ending) -> None:
         """Keep it."""
-        self.told.append(Told(ended.called.path, ended.code, ended.reason))
+        self.told.append(Told(ending.called.path, ending.code, ending.reason))
 
 
 async def _authenticate(_authorization: str) -> Caller:

@@ -198,8 +198,7 @@ class RedisMarks:
 
     async def _let_run(self, drawn: _Drawn) -> None:
         mark = drawn.mark
-        counter = packed([mark.counter], self._time.now())
-        words = (self.compared, drawn.base, drawn.serial, drawn.period, counter)
+        words = (self.compared, drawn.base, drawn.serial, drawn.period)
         try:
             raised = await self._client.run_soon(RAISE, mark.account_id, (mark.key,), words, repeatable=True)
         except StoreUnavailable:

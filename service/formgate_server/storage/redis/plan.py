@@ -7,7 +7,6 @@ import struct
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import IntEnum
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from formgate_server.core.calendar import FOREVER, Bounds, bounds
@@ -69,6 +68,22 @@ class RedisTime:
 class Plan:
     """The counters of a charge: how the scripts take them, and how their replies are read."""
 
+    __slots__ = (
+        "_as_given",
+        "_end",
+        "_packed",
+        "_places",
+        "_read",
+        "_remembered",
+        "_start",
+        "_uncounted",
+        "account_id",
+        "counted",
+        "counters",
+        "durable",
+        "keys",
+    )
+
     def __init__(self, account_id: str, counters: tuple[Counter, ...], account_key: str) -> None:
         self.account_id = account_id
         self.counters = counters
@@ -86,6 +101,7 @@ class Plan:
         self._places = [index for index, each in enumerate(counters) if each.limit.amount is not None]
         self._uncounted = [Standing(each.limit, 0, None) for each in counters]
         self._packed = b""
+        self._remembered = ""
         self._start, self._end = 0, 0
         """When what is packed holds."""
 
@@ -101,10 +117,12 @@ class Plan:
             self._start, self._end = start, end  # last: all of it, or nothing
         return self._packed
 
-    @cached_property
+    @property
     def remembered(self) -> str:
         """What is kept with an admission, for its refund."""
-        return "\n".join(map(_remembered_word, self.counted))
+        if not self._remembered:
+            self._remembered = "\n".join(map(_remembered_word, self.counted))
+        return self._remembered
 
     def told(self, reply: Sequence[Any]) -> tuple[tuple[Standing, ...], list[int]]:
         """Tell where all counters stand, and which of the counted ones should have their marks raised."""

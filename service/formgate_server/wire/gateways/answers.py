@@ -84,24 +84,24 @@ class Answers:
             return _NOT_FOUND
         began = time.perf_counter()
         call = Call({"authorization": f"Bearer {headers.get(told.TOKEN, '')}"}, peer=lambda: peer)
-        end = Ending(called, call)
+        ending = Ending(called, call)
         try:
             async with asyncio.timeout(_LONGEST_SECONDS):
-                end.caller = caller = await self._dispatch.caller(call, called.roles)
+                ending.caller = caller = await self._dispatch.caller(call, called.roles)
                 checks = called is _CHECK
-                answer, end.outcome = await self._check(query, headers, caller) if checks else _unwrapped(query)
+                answer, ending.outcome = await self._check(query, headers, caller) if checks else _unwrapped(query)
         except TimeoutError:
-            end.code, end.reason, answer = "UNAVAILABLE", "TIMEOUT", _UNAVAILABLE
+            ending.code, ending.reason, answer = "UNAVAILABLE", "TIMEOUT", _UNAVAILABLE
         except FormgateError as error:
-            end.code, end.reason = Code.Name(to_status(error).code), error.reason
+            ending.code, ending.reason = Code.Name(to_status(error).code), error.reason
             answer = self._answer(error)
         except Exception:  # noqa: BLE001 - whatever it was, it is no yes, and the gateway is answered
             _log.exception("a gateway's request failed for a fault of ours")
-            end.code, end.reason, answer = "INTERNAL", "INTERNAL", _INTERNAL
+            ending.code, ending.reason, answer = "INTERNAL", "INTERNAL", _INTERNAL
         else:
-            end.code = end.reason = "OK"
+            ending.code = ending.reason = "OK"
         finally:
-            self._dispatch.ended(end, began)
+            self._dispatch.ended(ending, began)
         return answer
 
     async def _check(self, said: str, headers: Mapping[str, str], caller: Caller) -> tuple[HttpDenial, Verdict | None]:

@@ -104,8 +104,7 @@ def _shared(rights: Rights) -> Rights:
     return rights
 
 
-@lru_cache(maxsize=10_000)
-def ancestors(resource: str) -> tuple[str, ...]:
+def ancestors(resource: str) -> list[str]:
     """Return the resources a grant on which covers ``resource``: itself, those above it, and ``*`` where it counts."""
     paths = [resource]
     path, slash, _ = resource.rpartition("/")
@@ -114,7 +113,7 @@ def ancestors(resource: str) -> tuple[str, ...]:
         path, slash, _ = path.rpartition("/")
     if paths[-1] != ORGANIZATION and resource != EVERYTHING:
         paths.append(EVERYTHING)
-    return tuple(paths)
+    return paths
 
 
 class Grants:

@@ -135,7 +135,7 @@ local function decide(what, cost, key, milliseconds, counters, words)
   local marked = true
   for index = 1, #counters do
     local counter = counters[index]
-    if what == 'c' and counter.used + wanted > counter.amount then
+    if what == 'c' and not (counter.used + wanted <= counter.amount) then -- so that what is no number denies, too
       local denied = told(DENIED, counters, true)
       for each = 1, #counters do
         put(counters[each], 0)

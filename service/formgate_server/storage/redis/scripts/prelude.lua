@@ -62,6 +62,13 @@ local function above(a, b)
   return #a > #b or #a == #b and a > b
 end
 
+-- Fail where a state is not as long as it must be: something that is not ours is in it.
+local function ours(state, length)
+  if #state ~= length then
+    error('bad argument: no state of a counter', 0)
+  end
+end
+
 -- Return the counter that begins at `at` of what is packed, as Redis has it, and where the next one begins.
 -- Its state: of a window used, head and newest; of a span used and stop_at; head and stop_at are -1 where nothing was
 -- counted yet. Of one that outlives Redis also
@@ -77,6 +84,7 @@ local function counter_at(key, packed, at)
   if kind == SHORT then
     local used, head, newest = 0, -1, 0
     if state then
+      ours(state, 24)
       used, head, newest = unpacked('<ddd', state)
     end
     return {
@@ -96,6 +104,7 @@ local function counter_at(key, packed, at)
   local known, behind = state and sub(state, 1, #id) == id, at + (kind == CALENDAR and 41 or 17)
   local charged, mark, marked, used, head_or_stop, newest
   if known then
+    ours(state, #id + 48)
     charged, mark, marked, used, head_or_stop, newest = unpacked('<dddddd', state, #id + 1)
   end
   -- One table for each: what is nil in it would take place, and time.
@@ -137,7 +146,8 @@ local function counter_at(key, packed, at)
     behind
 end
 
--- Return the state of a counter that outlives Redis, packed.
+-- Return the state of a counter that outlives Redis, packed. With the replication id it has the 64 bytes that a hash's value
+-- may have at the most where Redis is to keep it in a compact form (hash-max-listpack-value, by default).
 local function state_of(charged, mark, marked, used, head_or_stop, newest)
   return id .. pack('<dddddd', charged, mark, marked, used, head_or_stop, newest)
 end
@@ -179,6 +189,7 @@ local function roll(counter, number)
   local head = counter.head
   if head < 0 then
     counter.head, counter.newest, counter.used, counter.moved = number, 0, 0, true
+    counter.ring = {} -- whatever is in its slots is nothing that was counted
     return
   end
   local ahead = number - head

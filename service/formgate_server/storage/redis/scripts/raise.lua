@@ -1,19 +1,18 @@
 -- Let a counter run up to a mark that the database holds by now.
 --
 -- KEYS: the counter's.
--- ARGV: '1' if replication ids are compared; the mark's b and serial, and its period, as reserve.lua told them; the
---   counter, packed.
+-- ARGV: '1' if replication ids are compared; the mark's b and serial, and its period, as reserve.lua told them.
 -- Result: 1; 0: the counter is not known here, or another period has begun since.
 
-local counter = counter_at(KEYS[1], ARGV[5], 1)
-local found = call('HMGET', KEYS[1], 'b', 'q')
-if not counter.known or found[2] ~= ARGV[4] then
+local found = call('HMGET', KEYS[1], 's', 'b', 'q')
+if not found[1] or sub(found[1], 1, #id) ~= id or not found[2] or found[3] ~= ARGV[4] then
   return 0
 end
-local serial, period = tonumber(ARGV[3]) + (ARGV[2] - found[1]) * MOST, tonumber(ARGV[4])
-if counter.marked == period then
-  serial = max(serial, counter.mark)
+ours(found[1], #id + 48)
+local charged, mark, marked, used, head_or_stop, newest = unpacked('<dddddd', found[1], #id + 1)
+local serial, period = tonumber(ARGV[3]) + (ARGV[2] - found[2]) * MOST, tonumber(ARGV[4])
+if marked == period then
+  serial = max(serial, mark)
 end
-counter.mark, counter.marked = serial, period
-write(counter)
+call('HSET', KEYS[1], 's', state_of(charged, serial, period, used, head_or_stop, newest))
 return 1
