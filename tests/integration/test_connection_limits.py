@@ -6,9 +6,11 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -54,6 +56,23 @@ def test_a_request_too_large_is_refused(manager: Client) -> None:
     assert not isinstance(refusal, bytes)
     assert refusal.code is StatusCode.RESOURCE_EXHAUSTED
     assert not manager(CheckKeyRequest(key="x")).allowed
+
+
+def test_refused_requests_leave_nothing_behind(tmp_path: Path) -> None:
+    """Large ones, without a token, to a service's method and to the library's: their memory is free again."""
+    large = b"\x0a" + _varint(4_000_000) + b"k" * 4_000_000
+    with Server(tmp_path) as server, closing(Client(server.address)) as stranger:
+        process = psutil.Process(server.process.pid)
+        before = process.memory_info().rss
+        for path, code in (
+            ("/formgate.v1.AuthorizationService/CheckKey", StatusCode.UNAUTHENTICATED),
+            ("/grpc.health.v1.Health/Check", StatusCode.INVALID_ARGUMENT),
+        ):
+            for _ in range(50):
+                refusal = stranger.raw(path, large)
+                assert not isinstance(refusal, bytes)
+                assert refusal.code is code
+        assert process.memory_info().rss - before < 100_000_000
 
 
 def _varint(number: int) -> bytes:

@@ -216,5 +216,6 @@ def _wanted(query: CheckQuery, policy: Policy) -> Wanted:
     level: Level | None = Level.UNSPECIFIED
     if not query.permissions:
         level = None if _says_nothing(query, policy) else policy.level_of(query.http_method)
-    wanted = query.permissions, level, query.resources, query.api_group, query.environment, query.source_ip
-    return made(Wanted, wanted)
+    return made(
+        Wanted, (query.permissions, level, query.resources, query.api_group, query.environment, query.source_ip)
+    )
