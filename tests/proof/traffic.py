@@ -96,6 +96,7 @@ class Traffic:
         self.metadata = (("authorization", f"Bearer {token}"),)
         self.channels = [_channel(each) for each in addresses]
         self.secrets: list[str] = []
+        self.tenants: list[Tenant] = []
         self.stopping = False
         self.changes = 0
         self._awaited: list[tuple[int, asyncio.Event]] = []
@@ -138,6 +139,7 @@ class Traffic:
         tenant = Tenant((await self.accounts("CreateAccount", request)).account.account_id)
         await self.accounts("SetMember", self._member(tenant))
         await self.new_key(tenant)
+        self.tenants.append(tenant)
         return tenant
 
     def _member(self, tenant: Tenant) -> accounts_pb2.SetMemberRequest:
@@ -176,14 +178,27 @@ class Traffic:
         return ended + ahead
 
     async def mutate(self, tenant: Tenant) -> None:
-        """Make one change at random."""
+        """Make one change at random; of two, one that does away with why the key is denied, if it is."""
         if not tenant.member:
             await self._set_member(tenant)
         elif tenant.state == REVOKED:
             tenant.retired.append(tenant.secret)
             await self.new_key(tenant)
+        elif self.random.random() < 0.5 and (mends := self._mends(tenant)):
+            await mends[0](tenant)
         else:
             await self.random.choice(self._kinds)(tenant)
+
+    def _mends(self, tenant: Tenant) -> Sequence[Callable[[Tenant], Awaitable[None]]]:
+        """Return what may make the key allowed again, in the order in which its checks are denied."""
+        mends = (
+            (tenant.state == DISABLED, self._enable),
+            (tenant.suspended, self._suspend),
+            (tenant.address == ELSEWHERE, self._limit_address),
+            (not tenant.may_view, self._set_member),
+            (tenant.plan == "closed", self._change_plan),
+        )
+        return [mend for is_denied, mend in mends if is_denied]
 
     @property
     def _kinds(self) -> Sequence[Callable[[Tenant], Awaitable[None]]]:
@@ -285,13 +300,16 @@ class Traffic:
     # Checks.
 
     async def checker(self) -> None:
-        """Check secrets at random, the newest most, for as long as there is traffic."""
+        """Check secrets at random, for as long as there is traffic: half of them keys' now, others of late."""
         while not self.stopping:
             if not self.secrets:
                 await asyncio.sleep(0.01)
                 continue
-            recent = self.secrets[-24:]
-            secret = self.random.choice(recent if self.random.random() < 0.9 else self.secrets)
+            at_random = self.random.random()
+            if at_random < 0.5 and self.tenants:
+                secret = self.random.choice(self.tenants).secret
+            else:
+                secret = self.random.choice(self.secrets[-24:] if at_random < 0.95 else self.secrets)
             await self.check(secret, self.random.randrange(len(self.channels)))
 
     async def seen(self, checks: int) -> None:
