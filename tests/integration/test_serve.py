@@ -29,6 +29,7 @@ from formgate.v1.authorization_pb2 import (
     OUTCOME_ACCEPTED,
     OUTCOME_DUPLICATE,
     REASON_KEY_NOT_FOUND,
+    BatchCheckKeysRequest,
     CheckKeyRequest,
     RecordUsageRequest,
     UsageRecord,
@@ -147,6 +148,25 @@ def test_it_answers_probes_and_metrics(server: Server) -> None:
         assert server.token not in metrics
         for path in ("/", "/livez/", "/metrics/x", "/../livez"):
             assert get(server, path)[0] == 404
+
+
+@supervised_too
+def test_it_looks_for_garbage_seldom(server: Server) -> None:
+    """Ten batches of 500 checks are made without a pause for each of them."""
+
+    def told(pattern: str) -> float:
+        _, metrics = get(server, "/metrics")
+        return max(map(float, re.findall(rf"^{pattern} (.*)$", metrics, re.MULTILINE)), default=-1)
+
+    looks = r'python_gc_collections_total{generation="0"(?:,worker="1")?}'
+    with server, client(server) as manager:
+        eventually(lambda: told(looks) >= 0 or None, 10, "what a worker says every second")
+        before = told(looks)
+        for _ in range(10):
+            manager(BatchCheckKeysRequest(requests=[CheckKeyRequest(key="x")] * 500))
+        checks = r'formgate_checks_total{reason="MALFORMED_KEY"}'
+        eventually(lambda: told(checks) == 5_000 or None, 10, "what a worker says after them")
+        assert told(looks) - before < 10
 
 
 def test_health_is_open_and_serving(server: Server) -> None:
