@@ -1129,6 +1129,8 @@ class History:
         """What was given back since everything came to rest: marks follow a little later."""
         self.safe = True
         """Whether the database has taken every mark since all came to rest."""
+        self.looking = 0
+        """How many looks are under way: time stands still for them."""
 
     def set_amount(self, limit: int, amount: int | None) -> None:
         """Give a limit another amount."""
@@ -1166,9 +1168,7 @@ class History:
             case Refund(key, request):
                 await self.refund(f"k{key}", f"r{request}")
             case Pass(time, steps):
-                await redis_counters.answered()  # what Redis is asked, it decides by the time at which it is asked
-                self.clock.time += time
-                await quiet(steps)
+                await self.pass_by(time, steps)
             case Amount(limit, amount):
                 self.set_amount(limit, amount)
             case Database(broken, patience):
@@ -1184,6 +1184,14 @@ class History:
                 await self.rest()
             case _:
                 raise AssertionError(move)
+
+    async def pass_by(self, time: int, steps: int) -> None:
+        """Let time pass, and so many turns of the loop."""
+        await redis_counters.answered()  # what Redis is asked, it decides by the time at which it is asked
+        while self.looking:
+            await redis_counters.answered()
+        self.clock.time += time
+        await quiet(steps)
 
     def start(self, call: Coroutine[Any, Any, None]) -> None:
         """Start a call without waiting for it."""
@@ -1261,7 +1269,11 @@ class History:
         if not self.safe:
             return
         counters, truth = self.durable(), self.truly_used()
-        after = await self.world.used_after_a_crash(counters)
+        self.looking += 1
+        try:
+            after = await self.world.used_after_a_crash(counters)
+        finally:
+            self.looking -= 1
         for index, (of, before) in enumerate(zip(counters, truth, strict=True)):
             assert after[index] >= before, f"{of.id}: a crash would refill it"
             most = max(self.blocks[int(of.limit.name[-1])], self.costliest) + self.refunded

@@ -111,6 +111,14 @@ async def end() -> None:
 
 
 async def answered() -> None:
-    """Return when nothing is under way."""
+    """Return when nothing is under way, and whoever has asked goes on with its answer."""
+    await _few_turns()
     while under_way:
         await asyncio.wait(under_way)
+        await _few_turns()
+
+
+async def _few_turns() -> None:
+    """What is asked in one turn of the loop is sent in the next, and what is answered is told in the next but one."""
+    for _ in range(3):
+        await asyncio.sleep(0)
