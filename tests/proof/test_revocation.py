@@ -128,9 +128,10 @@ def test_redis_restarted_empty(tmp_path: Path, postgres_server: PostgresServer, 
 
 
 async def flush(redis: RedisServer, random: Random) -> None:
-    """Empty a Redis for as long as it goes, many times a second."""
+    """Empty a Redis for as long as it goes, many times a second; at length some times: each costs a read of it all."""
+    longest = 1.0 if SOAK else 0.1
     while True:
-        await asyncio.sleep(random.uniform(0.01, 0.1))
+        await asyncio.sleep(random.uniform(0.01, longest))
         with contextlib.suppress(RedisError):  # it is just being restarted
             await asyncio.to_thread(redis.do, "FLUSHALL")
 
