@@ -1,8 +1,7 @@
 """The garbage collector's pace in a process that serves.
 
 Little of a check is garbage that only the collector finds: counting references frees nearly all. Python's own pace, a
-look at all that is young every 700 objects, takes a twelfth of a batch's time to find next to nothing, and makes the
-slowest calls wait for looks at all there is.
+look at all that is young every 700 objects, takes a twelfth of a batch's time to find next to nothing.
 """
 
 from __future__ import annotations
