@@ -314,7 +314,7 @@ async def hammer(
 
     async def disturber() -> None:
         while disturb is not None and loop.time() < end:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.03)
             disturb()
 
     disturbing = asyncio.create_task(disturber())

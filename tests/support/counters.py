@@ -19,6 +19,9 @@ from formgate_server.storage.redis.script import Script
 _ASKED = "local now = microseconds(redis.call('TIME'))"
 _GIVEN = "local now = tonumber(table.remove(ARGV))"
 
+_ANSWERS = 20
+"""As many as a check may need, one after the other."""
+
 under_way: set[asyncio.Future[Any]] = set()
 """What was sent to any Redis and is not answered yet."""
 _clients: list[RedisClient] = []
@@ -111,9 +114,14 @@ async def end() -> None:
 
 
 async def answered() -> None:
-    """Return when nothing is under way, and whoever has asked goes on with its answer."""
+    """Return when nothing is under way, and whoever has asked goes on with its answer.
+
+    What is asked again and again, as marks are that the database does not take, is not waited for without end.
+    """
     await _few_turns()
-    while under_way:
+    for _ in range(_ANSWERS):
+        if not under_way:
+            return
         await asyncio.wait(under_way)
         await _few_turns()
 
