@@ -48,6 +48,7 @@ async def test_a_primary_that_dies_is_replaced(
     states = States()
     async with connected(sentinels.url(3), states) as client:
         await count(client)
+        await asyncio.to_thread(primary.await_replica)
         died = time.monotonic()
         primary.kill()
         await until(lambda: states.ups == [True, False], "it is told")
