@@ -184,13 +184,13 @@ class Traffic:
         elif tenant.state == REVOKED:
             tenant.retired.append(tenant.secret)
             await self.new_key(tenant)
-        elif self.random.random() < 0.5 and (mends := self._mends(tenant)):
-            await mends[0](tenant)
+        elif self.random.random() < 0.5 and (mend := self._mend(tenant)):
+            await mend(tenant)
         else:
             await self.random.choice(self._kinds)(tenant)
 
-    def _mends(self, tenant: Tenant) -> Sequence[Callable[[Tenant], Awaitable[None]]]:
-        """Return what may make the key allowed again, in the order in which its checks are denied."""
+    def _mend(self, tenant: Tenant) -> Callable[[Tenant], Awaitable[None]] | None:
+        """Return what may do away with why the key's checks are denied; None: they are not."""
         mends = (
             (tenant.state == DISABLED, self._enable),
             (tenant.suspended, self._suspend),
@@ -198,7 +198,7 @@ class Traffic:
             (not tenant.may_view, self._set_member),
             (tenant.plan == "closed", self._change_plan),
         )
-        return [mend for is_denied, mend in mends if is_denied]
+        return next((mend for is_denied, mend in mends if is_denied), None)
 
     @property
     def _kinds(self) -> Sequence[Callable[[Tenant], Awaitable[None]]]:

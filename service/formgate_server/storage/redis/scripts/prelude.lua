@@ -69,6 +69,20 @@ local function ours(state, length)
   end
 end
 
+-- Return the state of a counter that outlives Redis, packed. With the replication id it has the 64 bytes that a hash's
+-- value may have at the most where Redis is to keep it in a compact form (hash-max-listpack-value, by default).
+local function state_of(charged, mark, marked, used, head_or_stop, newest)
+  return id .. pack('<dddddd', charged, mark, marked, used, head_or_stop, newest)
+end
+
+-- Return what `state_of` has packed; nil: nothing is there, or another Redis has written it.
+local function taken_apart(state)
+  if state and sub(state, 1, #id) == id then
+    ours(state, #id + 48)
+    return unpacked('<dddddd', state, #id + 1)
+  end
+end
+
 -- Return the counter that begins at `at` of what is packed, as Redis has it, and where the next one begins.
 -- Its state: of a window used, head and newest; of a span used and stop_at; head and stop_at are -1 where nothing was
 -- counted yet. Of one that outlives Redis also
@@ -101,12 +115,8 @@ local function counter_at(key, packed, at)
     },
       at + 17
   end
-  local known, behind = state and sub(state, 1, #id) == id, at + (kind == CALENDAR and 41 or 17)
-  local charged, mark, marked, used, head_or_stop, newest
-  if known then
-    ours(state, #id + 48)
-    charged, mark, marked, used, head_or_stop, newest = unpacked('<dddddd', state, #id + 1)
-  end
+  local charged, mark, marked, used, head_or_stop, newest = taken_apart(state)
+  local known, behind = charged ~= nil, at + (kind == CALENDAR and 41 or 17)
   -- One table for each: what is nil in it would take place, and time.
   if kind == LONG then
     return {
@@ -144,12 +154,6 @@ local function counter_at(key, packed, at)
     period = 0,
   },
     behind
-end
-
--- Return the state of a counter that outlives Redis, packed. With the replication id it has the 64 bytes that a hash's value
--- may have at the most where Redis is to keep it in a compact form (hash-max-listpack-value, by default).
-local function state_of(charged, mark, marked, used, head_or_stop, newest)
-  return id .. pack('<dddddd', charged, mark, marked, used, head_or_stop, newest)
 end
 
 -- Write a counter's state as it stands.

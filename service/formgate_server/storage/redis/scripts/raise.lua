@@ -5,11 +5,13 @@
 -- Result: 1; 0: the counter is not known here, or another period has begun since.
 
 local found = call('HMGET', KEYS[1], 's', 'b', 'q')
-if not found[1] or sub(found[1], 1, #id) ~= id or not found[2] or found[3] ~= ARGV[4] then
+if not found[2] or found[3] ~= ARGV[4] then
   return 0
 end
-ours(found[1], #id + 48)
-local charged, mark, marked, used, head_or_stop, newest = unpacked('<dddddd', found[1], #id + 1)
+local charged, mark, marked, used, head_or_stop, newest = taken_apart(found[1])
+if not charged then
+  return 0
+end
 local serial, period = tonumber(ARGV[3]) + (ARGV[2] - found[2]) * MOST, tonumber(ARGV[4])
 if marked == period then
   serial = max(serial, mark)
