@@ -16,6 +16,7 @@ import uvloop
 from formgate_server.storage.redis.client import RedisClient, connect
 from formgate_server.storage.redis.errors import LostAnswer, ScriptFailed, StoreUnavailable
 from formgate_server.storage.redis.script import Script
+from formgate_server.storage.redis.single import Redis
 from tests.support.proxy import Proxy
 from tests.support.redis import RedisServer
 from tests.support.redis_client import COUNT, TIMEOUT, States, Tally, connected, count, heals, until
@@ -521,3 +522,15 @@ async def test_closing_ends_everything(server: RedisServer) -> None:
     server.resume()
     await until(lambda: server.client().info("clients")["connected_clients"] == 1, "no connection is left")
     assert asyncio.all_tasks() == before
+
+
+async def test_closing_ends_what_is_still_to_be_answered(server: RedisServer) -> None:
+    """A connection that was given up for a better one, with a request under way, ends with the client, too."""
+    async with connected(server.url(), timeout=30) as client:
+        assert isinstance(client, Redis)
+        server.pause()
+        under_way = client.run_soon(COUNT, "a", [KEY], [""], repeatable=False)
+        await asyncio.sleep(0)
+        client._lines()[0].renew("another is the primary now")
+    assert under_way.done()
+    assert isinstance(under_way.exception(), LostAnswer)

@@ -14,12 +14,14 @@ import pytest
 from redis.crc import key_slot
 
 from formgate_server.storage.redis.client import RedisClient
-from formgate_server.storage.redis.cluster import slot_of
+from formgate_server.storage.redis.cluster import Range, slot_of
+from formgate_server.storage.redis.cluster import RedisCluster as Cluster
 from formgate_server.storage.redis.errors import LostAnswer, StoreUnavailable
 from formgate_server.storage.redis.preflight import preflight
 from formgate_server.storage.redis.script import Script
+from formgate_server.storage.redis.url import Address
 from tests.support.redis import RedisCluster, RedisServer
-from tests.support.redis_client import States, Tally, connected, count, heals, until
+from tests.support.redis_client import COUNT, States, Tally, connected, count, heals, until
 
 ACCOUNTS = [f"account-{number}" for number in range(60)]
 BOTH = Script("both", "return {redis.call('INCR', KEYS[1]), redis.call('INCR', KEYS[2])}")
@@ -253,3 +255,19 @@ async def test_a_primary_without_a_replica(tmp_path: Path) -> None:
             dead.start()
             await heals(client, theirs[0])
             await until(lambda: states.ups == [True, False, True], "it is told")
+
+
+async def test_closing_ends_what_has_left(replicated: RedisCluster) -> None:
+    """A request that is under way to a node that no more serves ends with the client."""
+    account = ACCOUNTS[0]
+    primary = replicated.primary_of(account)
+    other = next(server for server in replicated.servers if server.is_primary and server is not primary)
+    async with connected(replicated.url(), timeout=30) as client:
+        assert isinstance(client, Cluster)
+        primary.pause()
+        under_way = client.run_soon(COUNT, account, [key_of(account)], [""], repeatable=False)
+        await asyncio.sleep(0)
+        client._adopt([Range(0, 16_383, Address("127.0.0.1", other.port))])
+        assert not under_way.done()
+    assert under_way.done()
+    assert isinstance(under_way.exception(), LostAnswer)

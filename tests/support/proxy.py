@@ -47,7 +47,7 @@ class Proxy:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
-        self._pumps: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._stalled = False
         self._swallowing = False
         self._answers_left: int | None = None
@@ -131,15 +131,17 @@ class Proxy:
 
     async def _close(self) -> None:
         await self._refuse()
-        pumps = list(self._pumps)
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        while tasks := list(self._tasks):
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await self._cut()
         await asyncio.sleep(0)  # transports end a turn after they were told to
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         self._writers.add(writer)
+        self._keep(asyncio.current_task())
         try:
             server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._to)
         except OSError:
@@ -150,9 +152,12 @@ class Proxy:
             server_writer.transport.abort()
             return
         for source, sink, on_pass in ((reader, server_writer, self._request), (server_reader, writer, self._answer)):
-            pump = asyncio.create_task(self._pump(source, sink, on_pass))
-            self._pumps.add(pump)
-            pump.add_done_callback(self._pumps.discard)
+            self._keep(asyncio.create_task(self._pump(source, sink, on_pass)))
+
+    def _keep(self, task: asyncio.Task[None] | None) -> None:
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _pump(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, on_pass: Callable[[bytes], bytes]

@@ -50,6 +50,7 @@ class RedisCluster(Client):
         super().__init__(options, on_state)
         self._nodes: dict[Address, Node] = {}
         self._slots: list[Node | None] = [None] * _SLOTS
+        self._leaving: list[Line] = []
         self._why = "no node has told which slots there are"
         self._first_map = asyncio.Event()
         self._stale = asyncio.Event()
@@ -63,7 +64,11 @@ class RedisCluster(Client):
         self._why = "closed"
         self._first_map.set()
         self._slots = [None] * _SLOTS
+        leaving = self._leaving
+        for line in leaving:
+            line.close()
         await super().close()
+        await asyncio.gather(*(line.ended() for line in leaving))
 
     def place(self, slot: str) -> object:
         """As RedisClient says: what moves to another node moves by slots."""
@@ -134,9 +139,11 @@ class RedisCluster(Client):
         self._slots = slots
         self._why = "no node serves the slot"
         serving = {address for _, _, address in ranges}
+        self._leaving = [line for line in self._leaving if line.alive]
         for address in [each for each in self._nodes if each not in serving]:
             for line in self._nodes.pop(address).lines:
                 line.close(drain=True)
+                self._leaving.append(line)
 
     def _node(self, address: Address) -> Node:
         node = self._nodes.get(address)

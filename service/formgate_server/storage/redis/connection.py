@@ -79,6 +79,8 @@ class Question:
 class Connection(asyncio.Protocol):
     """A connection that may be used while it ``is_open``; when it no more is, ``on_close`` is called, once and at once.
 
+    What is under way then may still be answered: ``on_end`` is called, once, when all that is over.
+
     ``timeout``: seconds after which an unanswered request takes the connection down with it. ``replicas``: how many
     must have what a flush wrote before its answers count (0: none); then one flush at a time is under way.
     """
@@ -86,6 +88,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, address: Address, *, timeout: float, most: int, replicas: int = 0) -> None:
         self.address = address
         self.on_close: Callable[[], None] = _nothing
+        self.on_end: Callable[[], None] = _nothing
         self.why = ""
         """Why it is not open any more."""
         self.overdue = False
@@ -245,6 +248,7 @@ class Connection(asyncio.Protocol):
             entry.lost(why)
         for entry in queue:
             entry.unsent(why)
+        self.on_end()
 
 
 def _nothing() -> None:

@@ -54,12 +54,18 @@ class Line:
         self._since = 0.0
         self._failures = 0
         self._over = False
+        self._alive: set[Connection] = set()
         self._task = asyncio.create_task(self._keep())
 
     @property
     def hopeful(self) -> bool:
         """Whether a first attempt is under way, which may be waited for."""
         return self._hope is not None
+
+    @property
+    def alive(self) -> bool:
+        """Whether anything of it is left: a connection that drains, one that is being made, or its keeper."""
+        return bool(self._alive) or not self._task.done()
 
     async def ready(self) -> Connection:
         """Return the connection, if there is one or a first attempt makes one; else raises StoreUnavailable."""
@@ -75,14 +81,18 @@ class Line:
             self.connection.retire(why)
 
     def close(self, *, drain: bool = False) -> None:
-        """End the line, and at once what is under way on it, or with ``drain`` when that is answered."""
+        """End the line, and at once what is under way on it, or with ``drain`` when that is answered.
+
+        What drains may still be ended at once.
+        """
         self._over = True
         self._task.cancel()
         self.why = "closed"
         self._end_hope()
         if self.connection is not None:
-            connection, self.connection = self.connection, None
-            connection.on_close = self._end_hope
+            self.connection.on_close = self._end_hope
+            self.connection = None
+        for connection in list(self._alive):
             (connection.retire if drain else connection.abort)("closed")
 
     async def ended(self) -> None:
@@ -123,6 +133,8 @@ class Line:
             self._closed(connection)
 
         connection.on_close = close
+        connection.on_end = partial(self._alive.discard, connection)
+        self._alive.add(connection)
         self._went_up(connection)
         while not closed.is_set():
             with suppress(TimeoutError):
