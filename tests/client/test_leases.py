@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from statistics import median
 from typing import Any
 
 import pytest
@@ -126,18 +127,20 @@ def test_a_denial_is_told_in_the_service_s_words(caller: Caller, manager: Manage
 
 def test_a_change_ends_a_lease_at_once(caller: Caller, manager: Manager, account: str) -> None:
     """Told by push, long before the lease's end; and `effective_time` covers leases that may not have been told."""
-    key = new_key(manager, account)
-    leased(caller, key.secret)
-    began = time.time()
-    changed = manager(RevokeKeyRequest(key_id=key.key_id)).effective_time.ToMicroseconds() / 1e6
-    until = time.monotonic() + TIMEOUT
-    while (verdict := caller.check(key.secret, **WANTED)).allowed:
-        assert verdict.source is Source.LEASE
-        assert time.monotonic() < until
-    took = time.time() - began
-    assert verdict.reason is Reason.KEY_REVOKED
-    assert changed <= began + 1.2
-    assert took < 0.5, f"told after {took:.3f} s"
+    took = []
+    for _ in range(3):
+        key = new_key(manager, account)
+        leased(caller, key.secret)
+        began = time.time()
+        changed = manager(RevokeKeyRequest(key_id=key.key_id)).effective_time.ToMicroseconds() / 1e6
+        assert changed <= time.time() + 1
+        until = time.monotonic() + TIMEOUT
+        while (verdict := caller.check(key.secret, **WANTED)).allowed:
+            assert verdict.source is Source.LEASE
+            assert time.monotonic() < until
+        took.append(time.time() - began)
+        assert verdict.reason is Reason.KEY_REVOKED
+    assert median(took) < 0.5, took
 
 
 def test_without_the_stream_a_lease_ends_by_itself(rpc_server: Server, manager: Manager, account: str) -> None:

@@ -133,7 +133,7 @@ def test_silence_ends_with_the_deadline(kind: str, port: str, proxy: Proxy, rpc_
     assert (verdict.reason, verdict.http_status, verdict.source) == (None, 503, Source.FALLBACK)
     assert verdict.degraded
     assert isinstance(verdict.error, DeadlineError if port == "stalled" else UnavailableError)
-    assert took < 1
+    assert took < 3
     if port == "stalled":
         assert took >= 0.25
 

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import median
 
 import grpc
 import pytest
@@ -104,6 +105,15 @@ class World:
         verdict = self.outcome(authorization_pb2.CheckKeyRequest(key=secret, **fields))  # type: ignore[arg-type]
         assert isinstance(verdict, authorization_pb2.CheckKeyResponse), verdict
         return verdict
+
+    def typical_seconds(self, secret: str) -> float:
+        """Return how long a check takes: the median of five that are allowed."""
+        took = []
+        for _ in range(5):
+            began = time.monotonic()
+            assert self.check(secret).allowed
+            took.append(time.monotonic() - began)
+        return median(took)
 
     def outcome(self, request: object) -> object:
         """Call; whatever comes of it comes within the deadline."""
@@ -374,9 +384,7 @@ def test_a_database_that_takes_longer_than_is_waited_for_is_as_one_that_is_down(
     key = world.key(account)
     unknown = world.manager(keys_pb2.CreateKeyRequest(account_id=account)).secret
     world.to_database.delay = 1.5
-    began = time.monotonic()
-    assert world.check(key.secret).allowed
-    assert time.monotonic() - began < 1, "a check of a known key waits for the database"
+    assert world.typical_seconds(key.secret) < 1, "a check of a known key waits for the database"
     world.degraded(key.secret)
     record = authorization_pb2.UsageRecord(record_id="slow", key_id=key.key.key_id, units=1)
     for request in (
@@ -409,11 +417,9 @@ def test_a_slow_database_costs_checks_nothing(world: World) -> None:
     """Slow, but within its patience: known keys are decided as fast as ever, and exactly; changes take their time."""
     key = world.key(world.account())
     world.to_database.delay = 0.05
-    began = time.monotonic()
-    for left in (98, 97, 96):
-        told = world.check(key.secret)
-        assert (told.degraded, told.limits[0].remaining) == (False, left)
-    assert time.monotonic() - began < 1
+    assert world.typical_seconds(key.secret) < 0.1
+    told = world.check(key.secret)
+    assert (told.degraded, told.limits[0].remaining) == (False, 93)
     assert isinstance(world.outcome(keys_pb2.RevokeKeyRequest(key_id=key.key.key_id)), keys_pb2.RevokeKeyResponse)
     assert world.check(key.secret).reason == authorization_pb2.REASON_KEY_REVOKED
 
