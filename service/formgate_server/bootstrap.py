@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 from prometheus_client import Gauge
-from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError
 
 from formgate_server import metrics
-from formgate_server.backends import Counters, Parts, UnfitRedisError, ended, open_counters
+from formgate_server.backends import Counters, Parts, ended, open_counters
 from formgate_server.core.attempts import Attempts
 from formgate_server.core.authenticate import Authenticate
 from formgate_server.core.changes import Changes
@@ -24,7 +22,6 @@ from formgate_server.core.check_key import CheckKey
 from formgate_server.core.copy_key import CopyKey
 from formgate_server.core.create_key import CreateKey
 from formgate_server.core.delete_key import DeleteKey
-from formgate_server.core.errors import UnavailableError
 from formgate_server.core.keeper import Keeper
 from formgate_server.core.last_used import LastUsed
 from formgate_server.core.lease_key import LeaseKey, SettleLeases
@@ -34,19 +31,19 @@ from formgate_server.core.manage_tokens import ManageTokens
 from formgate_server.core.model import Caller
 from formgate_server.core.policy import Policies
 from formgate_server.core.ports import Clock, Limiter, Registry, UsageLedger
-from formgate_server.core.prune import DAY, LONGEST_MONTH, Keep, OnProgress, Prune
+from formgate_server.core.prune import Prune
 from formgate_server.core.read_account import ReadAccount
 from formgate_server.core.read_keys import ReadKeys
 from formgate_server.core.record_usage import RecordUsage
 from formgate_server.core.reveal_key import RevealKey
 from formgate_server.core.rotate_key import RotateKey
-from formgate_server.core.secrets import TOKEN_PREFIX, Peppers, new_secret
+from formgate_server.core.secrets import Peppers
 from formgate_server.core.set_key_state import SetKeyState
 from formgate_server.core.settle import Settle
 from formgate_server.core.update_key import UpdateKey
-from formgate_server.core.verify_audit import Findings, verify
 from formgate_server.core.watch_epochs import WatchEpochs
-from formgate_server.policies.policy import PolicyError, load
+from formgate_server.maintenance import keep
+from formgate_server.policies.policy import load
 from formgate_server.rpc.accounts import AccountServicer
 from formgate_server.rpc.authorization import AuthorizationServicer
 from formgate_server.rpc.dispatch import Dispatch
@@ -54,26 +51,19 @@ from formgate_server.rpc.keys import KeyServicer
 from formgate_server.rpc.line import Lines
 from formgate_server.rpc.methods import methods
 from formgate_server.settings import Settings
-from formgate_server.storage.data_folder import DataFolder, DataFolderError, read_keys
 from formgate_server.storage.guard import GuardedKeys
 from formgate_server.storage.measured import MeasuredKeys, MeasuredLimiter
 from formgate_server.storage.sealer import AesSealer
-from formgate_server.storage.sql import migrate
 from formgate_server.storage.sql.counters import SqlReservations
-from formgate_server.storage.sql.engine import Database, open_database
+from formgate_server.storage.sql.engine import Database
 from formgate_server.storage.sql.epochs import SqlEpochs
-from formgate_server.storage.sql.fingerprints import PEPPER, SEALING_KEY, Fingerprints, Stored
 from formgate_server.storage.sql.keys import SqlKeyStore
-from formgate_server.storage.sql.parts import Parts as DatabaseParts
-from formgate_server.storage.sql.parts import UnfitDatabaseError
-from formgate_server.storage.sql.postgres import SMALLEST_POOL
 from formgate_server.storage.sql.registry import SqlRegistry
-from formgate_server.storage.sql.trail import Trail
 from formgate_server.storage.sql.usage import SqlUsageLedger
 from formgate_server.storage.wrappers import CachedKeyStore, PepperedKeyStore
+from formgate_server.truth import StartError, SystemClock, Truth, embedded, explained, postgresql
 from formgate_server.wire.auth_http import AuthHttpServer
 from formgate_server.wire.envoy.ext_authz import ExtAuthz
-from formgate_server.wire.followed import UnfitFileError
 from formgate_server.wire.gateways.answers import Answers
 from formgate_server.wire.grpcio import GrpcServer, Limits
 from formgate_server.wire.http import HttpServer
@@ -89,13 +79,7 @@ _log = structlog.get_logger("formgate.bootstrap")
 _FLUSH_SECONDS = 5.0
 _LAST_FLUSH_SECONDS = 2.0
 _STUCK_SECONDS = 10.0
-_RENEWED_AT_ONCE = 1_000
 _SHORTEST_TOKEN, _LONGEST_TOKEN = 32, 256
-_REFUSALS = (PolicyError, DataFolderError, UnavailableError, UnfitDatabaseError, UnfitFileError, UnfitRedisError)
-
-
-class StartError(Exception):
-    """Why the server can not start, and what to do about it."""
 
 
 class Addresses(NamedTuple):
@@ -104,76 +88,6 @@ class Addresses(NamedTuple):
     grpc: str
     http: str
     auth_http: str | None = None
-
-
-class SystemClock:
-    """This machine's clock."""
-
-    def now(self) -> int:
-        """See ``Clock``."""
-        return time.time_ns() // 1_000
-
-
-async def upgrade_database(settings: Settings) -> None:
-    """Bring the database to this version. Raises StartError."""
-    with _explained():
-        if settings.database_url is not None:
-            await migrate.upgrade(settings.database_url.get_secret_value())
-            return
-        with closing(DataFolder(settings.data)) as folder:
-            if settings.pepper_file is None:
-                folder.peppers()  # made before the database: one without the other is taken for a loss
-            await migrate.upgrade(folder.database_url())
-
-
-async def renew_epochs(settings: Settings, on_progress: Callable[[int], None]) -> int:
-    """Raise every account's epoch above all that there ever was, and return how many. Raises StartError.
-
-    After a restore, Redis and servers may know of changes that the database has forgotten.
-    """
-    with _explained():
-        async with AsyncExitStack() as stack:
-            epochs = SqlEpochs(await _alone(stack, settings, "stop it first: it holds what the restore has undone"))
-            renewed, last = 0, ""
-            while account_ids := await epochs.renew(last, _RENEWED_AT_ONCE):
-                renewed, last = renewed + len(account_ids), account_ids[-1]
-                on_progress(renewed)
-            return renewed
-
-
-async def verify_audit(settings: Settings, account_id: str | None, retired: Iterable[Path] = ()) -> dict[str, Findings]:
-    """Verify the audit trail of an account (None: of all), by account. Raises StartError where it can not be read.
-
-    ``retired``: files of peppers that signed once. It locks nothing and writes nothing; servers may go on meanwhile. An
-    account that is not there is left out.
-    """
-    with _explained():
-        url, pepper_file, name = _trail_of(settings)
-        trail = Trail(url)
-        try:
-            peppers = [Peppers(read_keys(each)) for each in (pepper_file, *retired)]
-            if not await trail.is_ours():
-                message = f"{name} is not of this version: `formgate migrate` brings it there"
-                raise StartError(message)
-            heads = await trail.heads(account_id)
-            used = await trail.peppers()
-            return {
-                account: await verify(trail.rows(account), newest, peppers, used) for account, newest in heads.items()
-            }
-        finally:
-            await trail.close()
-
-
-def _trail_of(settings: Settings) -> tuple[str | URL, Path, str]:
-    """Return the URL of the database, the peppers' file, and what to call the database. Raises StartError."""
-    if settings.database_url is not None:
-        return settings.database_url.get_secret_value(), _given(settings, "pepper_file"), "the database"
-    file = settings.data.absolute() / "formgate.db"  # no DataFolder: that locks, and makes what is missing
-    if not file.exists():
-        message = f"there is no database {file}"
-        raise StartError(message)
-    url = URL.create("sqlite+aiosqlite", database=str(file))
-    return url, settings.pepper_file or file.with_name("pepper"), str(file)
 
 
 @asynccontextmanager
@@ -185,30 +99,9 @@ async def build(
     A ``worker`` shares its port with others, and leaves probes and metrics to their supervisor.
     """
     async with AsyncExitStack() as stack:
-        with _explained():
+        with explained():
             addresses = await _start(stack, settings, worker, hurry or asyncio.Event())
         yield addresses
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Raise StartError for whatever keeps a server from starting."""
-    try:
-        yield
-    except (*_REFUSALS, OSError) as error:
-        raise StartError(" ".join([str(error), *getattr(error, "__notes__", ())])) from error
-    except DBAPIError as error:  # such as: permission denied for schema public
-        message = f"the database refuses: {error.orig}"
-        raise StartError(message) from error
-
-
-class _Truth(NamedTuple):
-    """The database, brought to this version, and the secrets that its rows depend on."""
-
-    database: Database
-    peppers: tuple[bytes, ...]
-    sealing_keys: tuple[bytes, ...]
-    manager_token: str | None = None
 
 
 class _Stores(NamedTuple):
@@ -228,7 +121,7 @@ async def _start(
     tls = _tls(settings, policies)
     tracing = _tracing(stack, settings)
     kind = Database if tracing is None else tracing.database
-    truth = await (_embedded if settings.database_url is None else _postgresql)(stack, settings, kind)
+    truth = await (embedded if settings.database_url is None else postgresql)(stack, settings, kind)
     peppers, sealer = Peppers(truth.peppers), AesSealer(truth.sealing_keys)
     clock = SystemClock()
     stores = await _open_stores(stack, settings, truth, policies, clock)
@@ -287,22 +180,13 @@ async def _start(
     dispatch = _dispatch(settings, tracing, authenticate, None if tls is None else tls.identify)
     http_address = settings.http if worker else _start_http(stack, settings.http, pulse)
     served = [*methods(authorization, keys, accounts), *ExtAuthz(check_key, clock).methods()]
-    credentials = None if tls is None else tls.credentials
-    port = stack.enter_context(ExitStack())
-    listen, shared = settings.listen, worker
-    if BALANCED and not worker and settings.redis_url is not None:
-        listen, shared = port.enter_context(reserved(listen)), True
-    grpc = GrpcServer(dispatch, served, _limits(settings), credentials=credentials, shared=shared)
-    if tls is not None:
-        stack.push_async_callback(ended, asyncio.create_task(tls.run()))
-    grpc_port = await grpc.start(listen)
-    stack.push_async_callback(grpc.drain, settings.drain_seconds, hurry, port.close)
+    grpc_address = await _start_grpc(stack, settings, tls, partial(GrpcServer, dispatch, served), worker, hurry)
     auth = Answers(dispatch, check_key, clock)
     auth_http = None if settings.auth_http is None else await _start_auth_http(stack, settings, auth, worker, hurry)
     stack.callback(counters.watching.end)  # before the drain, which would wait for those who watch
     stack.callback(pulse.drain)
     pulse.is_ready = True
-    return Addresses(f"{settings.listen.rpartition(':')[0]}:{grpc_port}", http_address, auth_http)
+    return Addresses(grpc_address, http_address, auth_http)
 
 
 def _tls(settings: Settings, policies: Policies) -> Tls | None:
@@ -351,6 +235,27 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
+async def _start_grpc(  # noqa: PLR0913, PLR0917 - what it takes to listen
+    stack: AsyncExitStack,
+    settings: Settings,
+    tls: Tls | None,
+    make: Callable[..., GrpcServer],
+    worker: bool,  # noqa: FBT001 - handed on
+    hurry: asyncio.Event,
+) -> str:
+    """Let callers ask; returns where. Raises OSError."""
+    if tls is not None:
+        stack.push_async_callback(ended, asyncio.create_task(tls.run()))
+    port = stack.enter_context(ExitStack())
+    listen, shared = settings.listen, worker
+    if BALANCED and not worker and settings.redis_url is not None:
+        listen, shared = port.enter_context(reserved(listen)), True
+    server = make(_limits(settings), credentials=None if tls is None else tls.credentials, shared=shared)
+    number = await server.start(listen)
+    stack.push_async_callback(server.drain, settings.drain_seconds, hurry, port.close)
+    return f"{settings.listen.rpartition(':')[0]}:{number}"
+
+
 async def _start_auth_http(
     stack: AsyncExitStack,
     settings: Settings,
@@ -378,16 +283,12 @@ async def _usage(  # noqa: PLR0913, PLR0917 - what usage goes through
 ) -> RecordUsage:
     """Return what records usage, and start its jobs: what is owed is settled, what is old is deleted."""
     settle = Settle(stores.usage, stores.counters.limiter, policies)
-    prune = Prune(stores.usage, SqlEpochs(database), SqlReservations(database), clock, _keep(settings))
+    prune = Prune(stores.usage, SqlEpochs(database), SqlReservations(database), clock, keep(settings))
     for job in (settle.run(_tell_owed), prune.run(_tell_pruned)):
         stack.push_async_callback(ended, asyncio.create_task(job))
     record_usage = RecordUsage(stores.usage, settle, policies, clock)
     stack.push_async_callback(record_usage.finish)
     return record_usage
-
-
-def _keep(settings: Settings) -> Keep:
-    return Keep(settings.usage_days * DAY, settings.usage_months * LONGEST_MONTH)
 
 
 def _tell_owed(trouble: Exception | None) -> None:
@@ -406,90 +307,8 @@ def _tell_pruned(ended: dict[str, int] | Exception) -> None:
         _log.info("deleted what is old", **ended)
 
 
-async def prune(settings: Settings, batch: int, on_progress: OnProgress | None) -> dict[str, int]:
-    """Delete old usage, or only count it where ``on_progress`` is None. Raises StartError where that can not be.
-
-    The embedded default's folder is locked meanwhile: the server that uses it deletes by itself.
-    """
-    with _explained():
-        async with AsyncExitStack() as stack:
-            database = await _alone(stack, settings, "a running server deletes old usage by itself, every hour")
-            ledger, epochs, reservations = SqlUsageLedger(database), SqlEpochs(database), SqlReservations(database)
-            old = Prune(ledger, epochs, reservations, SystemClock(), _keep(settings), batch)
-            return await (old.count() if on_progress is None else old(on_progress))
-
-
-async def _alone(stack: AsyncExitStack, settings: Settings, instead: str) -> Database:
-    """Open the database for a command of its own. Raises StartError, and ``instead``, where a server has its folder."""
-    if settings.database_url is not None:
-        url: str | URL = settings.database_url.get_secret_value()
-    else:
-        url = stack.enter_context(closing(_folder_alone(settings, instead))).database_url()
-    database = open_database(url, pool=SMALLEST_POOL)
-    stack.push_async_callback(database.close)
-    await migrate.check(database)
-    return database
-
-
-def _folder_alone(settings: Settings, instead: str) -> DataFolder:
-    """Lock the embedded default's folder, which must be there. Raises StartError."""
-    if not (settings.data / "formgate.db").exists():
-        message = f"there is no database {settings.data.absolute() / 'formgate.db'}"
-        raise StartError(message)
-    try:
-        return DataFolder(settings.data)
-    except DataFolderError as error:
-        message = f"{error}; {instead}"
-        raise StartError(message) from error
-
-
-async def _embedded(stack: AsyncExitStack, settings: Settings, kind: Callable[[DatabaseParts], Database]) -> _Truth:
-    """Open the embedded default's folder: what is missing there is made, what is older is brought to this version."""
-    folder = stack.enter_context(closing(DataFolder(settings.data)))
-    peppers = folder.peppers() if settings.pepper_file is None else read_keys(settings.pepper_file)
-    url = folder.database_url()
-    await migrate.upgrade(url)
-    database = open_database(url, kind=kind)
-    stack.push_async_callback(database.close)
-    await _check_secret_keys(database, PEPPER, Peppers(peppers).ids, settings.pepper_file or folder.pepper_file)
-    sealing_key_file = settings.sealing_key_file or folder.sealing_key_file
-    if settings.sealing_key_file is None and not sealing_key_file.exists():
-        await _check_secret_keys(database, SEALING_KEY, (), sealing_key_file)  # before another is made
-    sealing_keys = folder.sealing_keys() if settings.sealing_key_file is None else read_keys(sealing_key_file)
-    await _check_secret_keys(database, SEALING_KEY, AesSealer(sealing_keys).ids, sealing_key_file)
-    return _Truth(database, peppers, sealing_keys, folder.manager_token(lambda: new_secret(TOKEN_PREFIX)))
-
-
-async def _postgresql(stack: AsyncExitStack, settings: Settings, kind: Callable[[DatabaseParts], Database]) -> _Truth:
-    """Open PostgreSQL, which many share: nothing is made here, and nothing there is changed. Raises StartError."""
-    assert settings.database_url is not None  # noqa: S101 - it is why this is called
-    if settings.redis_url is None:
-        message = (
-            "FORMGATE_DATABASE_URL asks for FORMGATE_REDIS_URL: several servers may share this database, and their"
-            " limits hold, and a revoked key ends, only where they share their counters, too"
-        )
-        raise StartError(message)
-    pepper_file, sealing_key_file = _given(settings, "pepper_file"), _given(settings, "sealing_key_file")
-    peppers, sealing_keys = read_keys(pepper_file), read_keys(sealing_key_file)
-    database = open_database(settings.database_url.get_secret_value(), pool=settings.database_pool, kind=kind)
-    stack.push_async_callback(database.close)
-    await migrate.check(database)
-    await _check_secret_keys(database, PEPPER, Peppers(peppers).ids, pepper_file)
-    await _check_secret_keys(database, SEALING_KEY, AesSealer(sealing_keys).ids, sealing_key_file)
-    return _Truth(database, peppers, sealing_keys)
-
-
-def _given(settings: Settings, name: str) -> Path:
-    """Return a file that must be given with PostgreSQL. Raises StartError."""
-    path: Path | None = getattr(settings, name)
-    if path is None:
-        message = f"FORMGATE_DATABASE_URL asks for FORMGATE_{name.upper()}: all servers need the same one"
-        raise StartError(message)
-    return path
-
-
 async def _open_stores(
-    stack: AsyncExitStack, settings: Settings, truth: _Truth, policies: Policies, clock: Clock
+    stack: AsyncExitStack, settings: Settings, truth: Truth, policies: Policies, clock: Clock
 ) -> _Stores:
     """Put the stores over the database."""
     database, peppers = truth.database, Peppers(truth.peppers)
@@ -517,21 +336,6 @@ def _readings(database: Database, cache: CachedKeyStore) -> dict[Gauge, Callable
         readings[metrics.database_most[pool]] = partial(getattr, use, "most")
         readings[metrics.database_waiting[pool]] = partial(getattr, use, "waiting")
     return readings
-
-
-async def _check_secret_keys(database: Database, name: str, ids: Sequence[str], file: Path) -> None:
-    """See to it that every key is there under which something of use is stored. Raises StartError."""
-    fingerprints = Fingerprints(database)
-    newest = ids[:1]  # under which things are stored from now on
-    known = await fingerprints.check(name, newest)
-    stored = await fingerprints.stored(name, known.union(ids) - set(newest), SystemClock().now())
-    for each, what in sorted(stored.items()):
-        if each not in ids:
-            message = f"the database holds {what} under {name} {each}, which is not in {file}: put it back"
-            raise StartError(message)
-    for each in ids[1:]:
-        _log.info("an older key is kept", kind=name, id=each, needed_by=str(stored.get(each, Stored(0))))
-    await fingerprints.remember(name, newest)
 
 
 async def _check_plans(registry: Registry, policies: Policies) -> None:

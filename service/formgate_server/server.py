@@ -16,11 +16,13 @@ import uvloop
 from pydantic import SecretStr
 
 from formgate_server import garbage, log
-from formgate_server.bootstrap import Addresses, StartError, build, prune, upgrade_database
-from formgate_server.bootstrap import renew_epochs as renew_all
+from formgate_server.bootstrap import Addresses, build
 from formgate_server.core.prune import OnProgress
+from formgate_server.maintenance import prune, upgrade_database
+from formgate_server.maintenance import renew_epochs as renew_all
 from formgate_server.metrics.of_workers import of_workers
 from formgate_server.settings import Settings
+from formgate_server.truth import StartError
 from formgate_server.wire.http import HttpServer
 from formgate_server.wire.port import reserved
 from formgate_server.workers.supervisor import Supervisor, WorkerRefusedError

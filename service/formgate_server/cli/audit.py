@@ -93,9 +93,10 @@ def verify(
     """
     import asyncio
 
-    from formgate_server.bootstrap import StartError, verify_audit
     from formgate_server.cli import findings
     from formgate_server.cli.serve import settings
+    from formgate_server.maintenance import verify_audit
+    from formgate_server.truth import StartError
 
     given = settings(data=data, pepper_file=pepper_file)
     try:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
-from formgate_server.bootstrap import StartError
 from formgate_server.cli import output, people
 from formgate_server.cli.errors import CommandError, ExitCode
 from formgate_server.server import prune_usage
+from formgate_server.truth import StartError
 
 if TYPE_CHECKING:
     from formgate_server.settings import Settings

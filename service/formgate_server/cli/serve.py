@@ -292,8 +292,8 @@ def migrate(
     PostgreSQL, FORMGATE_DATABASE_URL, is brought there by this command only.
     """
     given = settings(data=data)
-    from formgate_server.bootstrap import StartError
     from formgate_server.server import migrate as run
+    from formgate_server.truth import StartError
 
     try:
         run(given)

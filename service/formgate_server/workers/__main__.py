@@ -105,7 +105,8 @@ def _count_in(folder: str, number: int) -> None:
 async def _serve(settings: Settings, link: Link) -> None:
     # Here, because these make the metrics.
     from formgate_server import metrics  # noqa: PLC0415
-    from formgate_server.bootstrap import StartError, build  # noqa: PLC0415
+    from formgate_server.bootstrap import build  # noqa: PLC0415
+    from formgate_server.truth import StartError  # noqa: PLC0415
 
     stop, hurry = asyncio.Event(), asyncio.Event()
 
