@@ -19,9 +19,9 @@ from formgate_server.core.ports import (
     Leases,
     LeasesOut,
 )
-from tests.contract.test_limiter import World, backend, charge, quiet, run, running, used, world
-from tests.contract.test_limiter import seed as seed_epoch
 from tests.support.clock import DAY, HOUR, MINUTE, SECOND
+from tests.support.limiters import World, backend, charge, quiet, run, running, used, world
+from tests.support.limiters import seed as seed_epoch
 from tests.support.soak import SOAK
 
 __all__ = ["backend", "world"]  # fixtures
