@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import Result, run_here, run_process
+from tests.support.command import Result, Run, run_here, run_process, towards
 from tests.support.server import Server
 
-Run = Callable[..., Result]
 Change = Callable[[str], Path]
 
 
@@ -20,7 +19,7 @@ Change = Callable[[str], Path]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server, on which an account acme with 7 events is made, and one globex with 1."""
     with Server(tmp_path_factory.mktemp("server")) as server:
-        environment = {"FORMGATE_ADDRESS": server.address, "FORMGATE_DATA": str(server.data)}
+        run = towards(server)
         first: list[tuple[str, ...]] = [
             ("account", "create", "globex"),
             ("account", "create", "acme"),
@@ -28,8 +27,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             ("key", "create", "--account", "acme", "--name", "ci", "--created-by", "anna", "--grant", "forms/f1:read"),
         ]
         for arguments in first:
-            assert run_here(*arguments, environment=environment).code == 0
-        key_id = run_here("key", "list", "--account", "acme", "--quiet", environment=environment).out.strip()
+            assert run(*arguments).code == 0
+        key_id = run("key", "list", "--account", "acme", "--quiet").out.strip()
         more: list[tuple[str, ...]] = [
             ("key", "update", key_id, "--grant", "forms/f2:read", "--name", "[red]x[/red]"),
             ("key", "disable", key_id, "--note", "who was that?"),
@@ -37,19 +36,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             ("member", "remove", "acme", "anna", "--keys", "revoke"),
         ]
         for arguments in more:
-            assert run_here(*arguments, environment=environment).code == 0
+            assert run(*arguments).code == 0
         yield server
 
 
 @pytest.fixture
 def run(server: Server) -> Run:
     """The command, told where the server and its data are."""
-
-    def run(*arguments: str) -> Result:
-        environment = {"FORMGATE_ADDRESS": server.address, "FORMGATE_DATA": str(server.data)}
-        return run_here(*arguments, environment=environment)
-
-    return run
+    return towards(server)
 
 
 @pytest.fixture

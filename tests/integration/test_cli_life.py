@@ -3,16 +3,13 @@
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
-from tests.support.command import Result, run_here
+from tests.support.command import Result, Run, told, towards
 from tests.support.server import Server
-
-Run = Callable[..., Result]
 
 SECRET = re.compile(r"(?:jd|fg_live|jf|fg_test)_[0-9A-Za-z]{49}")
 
@@ -27,18 +24,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 def run(server: Server) -> Run:
     """The command, told where the server and its data are."""
-
-    def run(*arguments: str, given: str = "", **environment: str) -> Result:
-        usual = {"FORMGATE_ADDRESS": server.address, "FORMGATE_DATA": str(server.data)}
-        return run_here(*arguments, given=given, environment=usual | environment)
-
-    return run
-
-
-def told(result: Result) -> Any:
-    """The JSON that a run has printed; AssertionError unless it went well."""
-    assert (result.code, result.err) == (0, "")
-    return json.loads(result.out)
+    return towards(server)
 
 
 _numbers = itertools.count()

@@ -6,6 +6,7 @@ import codecs
 import errno
 import fcntl
 import io
+import json
 import os
 import pty
 import select
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 from unittest import mock
 
 from formgate_server import cli
-from tests.support.server import COMMAND, clean_environment
+from tests.support.server import COMMAND, Server, clean_environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,26 @@ def run_here(*arguments: str, given: str | bytes = "", environment: Mapping[str,
         except SystemExit as ended:  # so ends what completes words for the shell
             code = int(ended.code or 0)
     return Result(code, _printed(out), _printed(err))
+
+
+Run = Callable[..., Result]
+"""The command with these arguments, ``given`` as its stdin, and more of an environment."""
+
+
+def towards(server: Server) -> Run:
+    """Return the command, told where a server and its data are."""
+
+    def run(*arguments: str, given: str = "", **environment: str) -> Result:
+        usual = {"FORMGATE_ADDRESS": server.address, "FORMGATE_DATA": str(server.data)}
+        return run_here(*arguments, given=given, environment=usual | environment)
+
+    return run
+
+
+def told(result: Result) -> Any:
+    """Return the JSON that a run has printed; AssertionError unless it went well."""
+    assert (result.code, result.err) == (0, "")
+    return json.loads(result.out)
 
 
 def _stream() -> io.TextIOWrapper:
