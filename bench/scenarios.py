@@ -72,7 +72,7 @@ def floor(h2load: H2load, echo: Process, served: Served, flight: Flight = SATURA
     """Every check of ``served``, sent to a server that decides nothing."""
     send = _checks(h2load, echo, served, flight)
     name = _named("floor: bare grpc.aio echo", flight)
-    return Scenario(name, echo, send, guess=1_000, informative=flight != SATURATED)
+    return Scenario(name, echo, send, guess=1_000, informative=flight == ALONE, fewest=_FEWEST)
 
 
 def check_key(h2load: H2load, served: Served, flight: Flight = SATURATED) -> Scenario:

@@ -45,12 +45,14 @@ class _Lines:
     """The scenarios, by name."""
 
     floor: Scenario
+    floor_many: Scenario
     few: Scenario
     many: Scenario
     batch: Scenario
     batch_many: Scenario
     one_worker: Scenario
     two_workers: Scenario
+    usage: Scenario
     peer: Scenario
     cached_peer: Scenario
 
@@ -117,6 +119,7 @@ def _start(
     )
     lines = _Lines(
         floor=scenarios.floor(generator, echo, few),
+        floor_many=scenarios.floor(generator, echo, few, MANY),
         few=scenarios.check_key(generator, few),
         many=_named(scenarios.check_key(generator, many), f"CheckKey, {size.many.keys:,} keys"),
         batch=scenarios.batch_check_keys(generator, few),
@@ -125,12 +128,14 @@ def _start(
         ),
         one_worker=scenarios.check_key(generator, few, MANY),
         two_workers=scenarios.check_key(generator, two, MANY),
+        usage=scenarios.record_usage(few),
         peer=peer.scenario(generator, fresh, "peer: FastAPI, asyncpg, redis-py"),
         cached_peer=peer.scenario(generator, cached, "peer, keys cached for 10 s"),
     )
     lines.two_workers.name += ", 2 workers"
-    for one in lines.all()[1:]:
-        one.beside = both.redis_seconds
+    for one in lines.all():
+        if one.process is not echo:
+            one.beside = both.redis_seconds
     secret = few.client.limited("bench000000", LIMIT, size.window_seconds)
     limited = {"ours": lambda: few.client.allows(secret), "the peer": fresh.allows}
     return _Parts(both, few, many, two, million, lines), limited
@@ -138,12 +143,18 @@ def _start(
 
 def _targets(lines: _Lines, size: Size) -> Iterator[Target]:
     """Yield what is wanted: ratios are taken within a round, then their median; what is not a ratio, of the best."""
-    yield Target("CheckKey to the floor", ratio(lines.few.rounds, lines.floor.rounds), 1.35, "{:.2f}")
+    for name, check, floor in (
+        ("", lines.few, lines.floor),
+        (f", {MANY.connections} connections", lines.one_worker, lines.floor_many),
+    ):
+        yield Target(f"CheckKey to the floor{name}", ratio(check.rounds, floor.rounds), 1.35, "{:.2f}")
     for name, batch in (("of few accounts", lines.batch), ("of as many accounts", lines.batch_many)):
         rate = 1e6 / least(batch.rounds).cpu_us
         yield Target(f"checks/s a core, {BATCH} {name}", rate, 40_000, "{:,.0f}", at_least=True)
     for name, batch in (("of few accounts", lines.batch), ("of as many accounts", lines.batch_many)):
         yield Target(f"Redis' CPU a check, {BATCH} {name}", min(batch.beside_us), 12, "{:.1f} µs")
+    records = 1e6 / least(lines.usage.rounds).cpu_us
+    yield Target(f"records/s a core, {lines.usage.name}", records, 20_000, "{:,.0f}", at_least=True)
     many = ratio(lines.many.rounds, lines.few.rounds)
     yield Target(f"{size.many.keys:,} keys to {_FEW.keys:,}", many, 1.10, "{:.2f}")
     two = 2 * ratio(lines.one_worker.rounds, lines.two_workers.rounds)
