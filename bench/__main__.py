@@ -75,7 +75,7 @@ def measure(size: Size, generator: H2load, cores: Cores) -> Report:
             check,
             check_many,
             batch,
-            scenarios.record_usage(few),
+            scenarios.record_usage(few, informative=True),
             scenarios.floor(generator, echo, few, scenarios.ALONE),
             scenarios.check_key(generator, few, scenarios.ALONE),
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -42,14 +42,13 @@ from formgate_server.core.set_key_state import SetKeyState
 from formgate_server.core.settle import Settle
 from formgate_server.core.update_key import UpdateKey
 from formgate_server.core.watch_epochs import WatchEpochs
-from formgate_server.maintenance import keep
 from formgate_server.policies.policy import load
 from formgate_server.rpc.accounts import AccountServicer
 from formgate_server.rpc.authorization import AuthorizationServicer
 from formgate_server.rpc.dispatch import Dispatch
 from formgate_server.rpc.keys import KeyServicer
 from formgate_server.rpc.line import Lines
-from formgate_server.rpc.methods import methods
+from formgate_server.rpc.methods import Method, methods
 from formgate_server.settings import Settings
 from formgate_server.storage.guard import GuardedKeys
 from formgate_server.storage.measured import MeasuredKeys, MeasuredLimiter
@@ -180,7 +179,7 @@ async def _start(
     dispatch = _dispatch(settings, tracing, authenticate, None if tls is None else tls.identify)
     http_address = settings.http if worker else _start_http(stack, settings.http, pulse)
     served = [*methods(authorization, keys, accounts), *ExtAuthz(check_key, clock).methods()]
-    grpc_address = await _start_grpc(stack, settings, tls, partial(GrpcServer, dispatch, served), worker, hurry)
+    grpc_address = await _start_grpc(stack, settings, tls, dispatch, served, worker, hurry)
     auth = Answers(dispatch, check_key, clock)
     auth_http = None if settings.auth_http is None else await _start_auth_http(stack, settings, auth, worker, hurry)
     stack.callback(counters.watching.end)  # before the drain, which would wait for those who watch
@@ -239,7 +238,8 @@ async def _start_grpc(  # noqa: PLR0913, PLR0917 - what it takes to listen
     stack: AsyncExitStack,
     settings: Settings,
     tls: Tls | None,
-    make: Callable[..., GrpcServer],
+    dispatch: Dispatch,
+    served: Sequence[Method],
     worker: bool,  # noqa: FBT001 - handed on
     hurry: asyncio.Event,
 ) -> str:
@@ -250,7 +250,8 @@ async def _start_grpc(  # noqa: PLR0913, PLR0917 - what it takes to listen
     listen, shared = settings.listen, worker
     if BALANCED and not worker and settings.redis_url is not None:
         listen, shared = port.enter_context(reserved(listen)), True
-    server = make(_limits(settings), credentials=None if tls is None else tls.credentials, shared=shared)
+    credentials = None if tls is None else tls.credentials
+    server = GrpcServer(dispatch, served, _limits(settings), credentials=credentials, shared=shared)
     number = await server.start(listen)
     stack.push_async_callback(server.drain, settings.drain_seconds, hurry, port.close)
     return f"{settings.listen.rpartition(':')[0]}:{number}"
@@ -283,7 +284,7 @@ async def _usage(  # noqa: PLR0913, PLR0917 - what usage goes through
 ) -> RecordUsage:
     """Return what records usage, and start its jobs: what is owed is settled, what is old is deleted."""
     settle = Settle(stores.usage, stores.counters.limiter, policies)
-    prune = Prune(stores.usage, SqlEpochs(database), SqlReservations(database), clock, keep(settings))
+    prune = Prune(stores.usage, SqlEpochs(database), SqlReservations(database), clock, settings.keep)
     for job in (settle.run(_tell_owed), prune.run(_tell_pruned)):
         stack.push_async_callback(ended, asyncio.create_task(job))
     record_usage = RecordUsage(stores.usage, settle, policies, clock)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
-from formgate_server.core.prune import DAY, LONGEST_MONTH, Keep, OnProgress, Prune
+from formgate_server.core.prune import OnProgress, Prune
 from formgate_server.core.secrets import Peppers
 from formgate_server.core.verify_audit import Findings, verify
 from formgate_server.settings import Settings
@@ -59,13 +59,8 @@ async def prune(settings: Settings, batch: int, on_progress: OnProgress | None) 
         async with AsyncExitStack() as stack:
             database = await alone(stack, settings, "a running server deletes old usage by itself, every hour")
             ledger, epochs, reservations = SqlUsageLedger(database), SqlEpochs(database), SqlReservations(database)
-            old = Prune(ledger, epochs, reservations, SystemClock(), keep(settings), batch)
+            old = Prune(ledger, epochs, reservations, SystemClock(), settings.keep, batch)
             return await (old.count() if on_progress is None else old(on_progress))
-
-
-def keep(settings: Settings) -> Keep:
-    """Return how long usage is kept."""
-    return Keep(settings.usage_days * DAY, settings.usage_months * LONGEST_MONTH)
 
 
 async def verify_audit(settings: Settings, account_id: str | None, retired: Iterable[Path] = ()) -> dict[str, Findings]:

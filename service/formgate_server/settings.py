@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from formgate_server.core.prune import DAY, LONGEST_MONTH, Keep
+
 
 def _address(value: str) -> str:
     host, colon, port = value.rpartition(":")
@@ -172,6 +174,11 @@ class Settings(BaseSettings):
     def serves_tls(self) -> bool:
         """Whether gRPC is served over TLS."""
         return self.tls_cert_file is not None
+
+    @property
+    def keep(self) -> Keep:
+        """How long usage is kept."""
+        return Keep(self.usage_days * DAY, self.usage_months * LONGEST_MONTH)
 
     @property
     def sharers(self) -> int:

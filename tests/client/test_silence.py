@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from statistics import median
 from typing import Any
 
 import grpc
@@ -125,17 +126,19 @@ def test_silence_ends_with_the_deadline(kind: str, port: str, proxy: Proxy, rpc_
         proxy.stall()
     else:
         proxy.refuse()
-    with Caller(kind, f"127.0.0.1:{proxy.port}", rpc_server.token) as caller:
-        began = time.monotonic()
-        verdict = caller.check("k")
-        took = time.monotonic() - began
-    assert not verdict
-    assert (verdict.reason, verdict.http_status, verdict.source) == (None, 503, Source.FALLBACK)
-    assert verdict.degraded
-    assert isinstance(verdict.error, DeadlineError if port == "stalled" else UnavailableError)
-    assert took < 3
+    took = []
+    for _ in range(3):
+        with Caller(kind, f"127.0.0.1:{proxy.port}", rpc_server.token) as caller:
+            began = time.monotonic()
+            verdict = caller.check("k")
+            took.append(time.monotonic() - began)
+        assert not verdict
+        assert (verdict.reason, verdict.http_status, verdict.source) == (None, 503, Source.FALLBACK)
+        assert verdict.degraded
+        assert isinstance(verdict.error, DeadlineError if port == "stalled" else UnavailableError)
+    assert median(took) < 0.75
     if port == "stalled":
-        assert took >= 0.25
+        assert min(took) >= 0.25
 
 
 def test_a_service_that_is_back_is_found(kind: str, proxy: Proxy, rpc_server: Server, manager: Manager) -> None:

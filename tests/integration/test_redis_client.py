@@ -15,8 +15,11 @@ import uvloop
 
 from formgate_server.storage.redis.client import RedisClient, connect
 from formgate_server.storage.redis.errors import LostAnswer, ScriptFailed, StoreUnavailable
+from formgate_server.storage.redis.meeting import Options
+from formgate_server.storage.redis.meeting import connected as meet
 from formgate_server.storage.redis.script import Script
 from formgate_server.storage.redis.single import Redis
+from formgate_server.storage.redis.url import Address, parse_url
 from tests.support.proxy import Proxy
 from tests.support.redis import RedisServer
 from tests.support.redis_client import COUNT, TIMEOUT, States, Tally, connected, count, heals, until
@@ -394,6 +397,42 @@ async def test_somebody_else_who_answers(tmp_path: Path) -> None:
         other.close()
 
 
+async def test_what_is_asked_over_a_connection_that_has_ended(server: RedisServer) -> None:
+    """Has an answer, an error, at once: whoever has just been given a connection need not look at it first."""
+    connection = await meet(Address("127.0.0.1", server.port), Options(parse_url(server.url()), PATIENT))
+    connection.abort("it is over")
+    with pytest.raises(ConnectionError, match="it is over"):
+        await asyncio.wait_for(connection.ask("PING"), PATIENT)
+
+
+async def test_a_connection_that_ends_as_it_is_met(tmp_path: Path) -> None:
+    """One that is over before it was ever used is not used, whatever ended it; another is made, and all is well."""
+    met = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal met
+        met += 1
+        first, requests = met == 1, hiredis.Reader()
+        while data := await reader.read(65_536):
+            requests.feed(data)
+            answers = b""
+            while (request := requests.gets()) is not False:
+                answers += b"*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n" if request[0] == b"ROLE" else b"+PONG\r\n"
+            writer.write(answers + b"+what nobody asked\r\n" if first else answers)
+        writer.close()
+
+    other = await asyncio.start_server(answer, "127.0.0.1", 0)
+    states = States()
+    client = connect(f"redis://127.0.0.1:{other.sockets[0].getsockname()[1]}", timeout=PATIENT, on_state=states)
+    try:
+        await until(lambda: met == 2 and states.up, "it is met again")
+        assert await client.command("PING") == b"PONG"
+        assert "answered what was not asked" in states.told[0][1]
+    finally:
+        await client.close()
+        other.close()
+
+
 async def test_a_primary_that_was_demoted(server: RedisServer, tmp_path: Path) -> None:
     """A replica takes no write, and says so within a script: nothing was run; it heals when it is a primary again."""
     states = States()
@@ -532,5 +571,6 @@ async def test_closing_ends_what_is_still_to_be_answered(server: RedisServer) ->
         under_way = client.run_soon(COUNT, "a", [KEY], [""], repeatable=False)
         await asyncio.sleep(0)
         client._lines()[0].renew("another is the primary now")
+        assert not under_way.done()
     assert under_way.done()
     assert isinstance(under_way.exception(), LostAnswer)

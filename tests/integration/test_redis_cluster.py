@@ -147,6 +147,8 @@ class Load:
     def __init__(self) -> None:
         self.outcomes: dict[str, list[Any]] = {account: [] for account in ACCOUNTS}
         self.longest = 0.0
+        self.lag = 0.0
+        """By how many seconds a task of this loop woke up late, at the worst: so late may anything be."""
 
     @asynccontextmanager
     async def on(self, client: RedisClient) -> AsyncIterator[None]:
@@ -166,8 +168,10 @@ class Load:
                 self.outcomes[account].append(await count(client, account))
             except StoreUnavailable as error:
                 self.outcomes[account].append(error)
-            self.longest = max(self.longest, time.monotonic() - before)
+            after = time.monotonic()
+            self.longest = max(self.longest, after - before)
             await asyncio.sleep(0.01)
+            self.lag = max(self.lag, time.monotonic() - after - 0.01)
 
 
 async def test_a_failover_that_is_asked_for_loses_nothing(replicated: RedisCluster) -> None:
@@ -186,7 +190,7 @@ async def test_a_failover_that_is_asked_for_loses_nothing(replicated: RedisClust
             tally = Tally(load.outcomes[account])
             run = int(await client.command("GET", key_of(account), slot=account))
             assert len(tally.answered) <= run <= len(tally.answered) + len(tally.lost) + 2
-    assert load.longest < 4  # a deadline of one, and what others do on this machine
+    assert load.longest < 1.25 + 2 * load.lag
 
 
 async def test_a_primary_that_dies(replicated: RedisCluster) -> None:

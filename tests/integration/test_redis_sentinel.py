@@ -41,7 +41,7 @@ def sentinels(primary: RedisServer, replica: RedisServer, tmp_path: Path) -> Ite
         yield sentinels
 
 
-async def counts_at(server: RedisServer, client: RedisClient, seconds: float = 10) -> int:
+async def counts_at(server: RedisServer, client: RedisClient, seconds: float = 5) -> int:
     """Count until it is this server that is counted at, and return its count; AssertionError after ``seconds``."""
     deadline = time.monotonic() + seconds
     before = int(server.do("GET", KEY) or 0)

@@ -15,9 +15,7 @@ import pytest
 from hypothesis import settings
 
 from formgate_server.core.errors import UnavailableError
-from formgate_server.core.limits import (
-    Counter,
-)
+from formgate_server.core.limits import Counter
 from formgate_server.core.model import Calendar, Holder, Lifetime, Limit, Period, Rolling
 from formgate_server.core.ports import Charge, Charged, EpochMissing, Limiter, Reserved
 from formgate_server.storage.memory.limiter import MemoryLimiter

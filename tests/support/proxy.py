@@ -47,7 +47,7 @@ class Proxy:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
         self._stalled = False
         self._swallowing = False
         self._answers_left: int | None = None
@@ -131,7 +131,9 @@ class Proxy:
 
     async def _close(self) -> None:
         await self._refuse()
-        while tasks := list(self._tasks):
+        for _ in range(3):
+            await asyncio.sleep(0)  # what was just taken begins
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -141,10 +143,9 @@ class Proxy:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         self._writers.add(writer)
-        self._keep(asyncio.current_task())
         try:
             server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._to)
-        except OSError:
+        except (OSError, asyncio.CancelledError):  # cancelled by _close, which waits for it: it need not tell
             writer.transport.abort()
             return
         self._writers.add(server_writer)
@@ -152,12 +153,9 @@ class Proxy:
             server_writer.transport.abort()
             return
         for source, sink, on_pass in ((reader, server_writer, self._request), (server_reader, writer, self._answer)):
-            self._keep(asyncio.create_task(self._pump(source, sink, on_pass)))
-
-    def _keep(self, task: asyncio.Task[None] | None) -> None:
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            pump = asyncio.create_task(self._pump(source, sink, on_pass))
+            self._pumps.add(pump)  # the loop alone does not keep it
+            pump.add_done_callback(self._pumps.discard)
 
     async def _pump(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, on_pass: Callable[[bytes], bytes]

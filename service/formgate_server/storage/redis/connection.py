@@ -132,9 +132,12 @@ class Connection(asyncio.Protocol):
                 self._watch = self._loop.call_later(self._timeout, self._look)
 
     def ask(self, *command: str | bytes | int) -> asyncio.Future[Any]:
-        """Send a command and return its reply to come, error replies as values."""
+        """Send a command and return its reply to come, error replies as values. One that has ended asks nobody."""
         question = Question(self._loop)
-        self.send(question, hiredis.pack_command(cast(Any, command)))
+        if self._ended:
+            question.unsent(self.why)
+        else:
+            self.send(question, hiredis.pack_command(cast(Any, command)))
         return question.reply
 
     def retire(self, why: str) -> None:

@@ -126,6 +126,10 @@ class Line:
         if self._over:
             connection.abort("closed")
             return
+        if not connection.is_open:  # it ended while we were told of it
+            self._failures += 1
+            self._went_down(f"{self._address}: {connection.why}")
+            return
         closed = asyncio.Event()
 
         def close() -> None:
