@@ -125,13 +125,15 @@ class Proxy:
 
     async def _refuse(self) -> None:
         if self._server is not None:
+            for listener in self._server.sockets:
+                self._loop.remove_reader(listener.fileno())
+            await asyncio.sleep(0.01)  # what was just taken begins: a server that is closed must not be told of it
             self._server.close()
             self._server = None
         await self._cut()
 
     async def _close(self) -> None:
         await self._refuse()
-        await asyncio.sleep(0.01)  # what was just taken begins: asyncio's own part of that is not for us to cancel
         while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in tasks:
                 task.cancel()
