@@ -285,6 +285,29 @@ async def test_a_count_of_ever_more_is_ordered_still(world: World) -> None:
     assert await used(limiter, daily) == [0]
 
 
+async def test_each_check_of_the_same_counters_is_sent_as_it_is_asked(world: World) -> None:
+    """What is packed once for the counters of a key says nothing of the checks before: cost, epoch, request, day."""
+    limits = (counter(100, SHORT), counter(100, DAILY, "day"))
+    limiter = world.process()
+
+    async def left(cost: int, request_id: str = "", epoch: int = 1) -> list[int]:
+        told = await decided(limiter, limits, cost, request_id, epoch)
+        return [each.remaining for each in told.standings]
+
+    assert await left(1) == [99, 99]
+    assert await left(5) == [94, 94]
+    assert await left(5) == [89, 89]
+    assert await left(0) == [89, 89]
+    assert await left(5, "once") == [84, 84]
+    assert await left(5, "once") == [84, 84]
+    assert await left(5) == [79, 79]
+    assert [each.remaining for each in await limiter.look("acme", limits)] == [79, 79]
+    assert await left(1, epoch=2**60) == [78, 78]
+    assert await limiter.charge(Charge("acme", 2**60 - 1, "k1", limits, 1)) == EpochMoved(2**60)
+    world.clock.time += DAY
+    assert await left(1, epoch=2**60) == [99, 99]
+
+
 # ------------------------------------------------------------------------------------------------- several processes
 
 

@@ -303,7 +303,7 @@ class RedisLimiter:
             for _, check in checks:
                 plan, once = check.plan, check.once
                 kept = _KEPT.get(check.what, _REMEMBERED) if once else 0
-                words += (check.what, check.epoch, check.cost, kept, plan.packed(now))
+                words.append(plan.word(now, check.what, check.cost, kept, check.epoch))
                 if check.longest:
                     words.append(check.longest)
                 if once:

@@ -70,6 +70,7 @@ class Plan:
 
     __slots__ = (
         "_as_given",
+        "_asked",
         "_end",
         "_packed",
         "_places",
@@ -77,6 +78,7 @@ class Plan:
         "_remembered",
         "_start",
         "_uncounted",
+        "_word",
         "account_id",
         "counted",
         "counters",
@@ -101,6 +103,9 @@ class Plan:
         self._places = [index for index, each in enumerate(counters) if each.limit.amount is not None]
         self._uncounted = [Standing(each.limit, 0, None) for each in counters]
         self._packed = b""
+        self._asked: tuple[str, int, int, int] | None = None
+        self._word = b""
+        """The word of the last check that was asked for: most are as the one before."""
         self._remembered = ""
         self._start, self._end = 0, 0
         """When what is packed holds."""
@@ -113,9 +118,18 @@ class Plan:
                 if isinstance(counter.limit.per, Calendar):
                     within = bounds(counter.limit.per.period, counter.zone, now)
                     start, end = max(start, within.start), min(end, within.end)
-            self._packed = packed(self.counted, now)
+            self._packed, self._asked = packed(self.counted, now), None
             self._start, self._end = start, end  # last: all of it, or nothing
         return self._packed
+
+    def word(self, now: int, what: str, cost: int, kept: int, epoch: int) -> bytes:
+        """Return a check of the counters as charge.lua takes it, remembered for ``kept`` milliseconds (0: not)."""
+        counters = self.packed(now)
+        asked = what, cost, kept, epoch
+        if asked != self._asked:
+            self._word = struct.pack("<c2d", what.encode(), cost, kept) + b"%d\0" % epoch + counters
+            self._asked = asked
+        return self._word
 
     @property
     def remembered(self) -> str:

@@ -4,10 +4,10 @@
 --   counters.
 -- ARGV: '1' if replication ids are compared; a random number; '1' to go beyond marks; then for each account how many
 --   checks, keys and words of ARGV are its own (the keys with its own, the words with these three), and for each of its
---   checks
---   what: 'c' (check), 'l' (look), 'a' (adjust: without an epoch, and beyond the amounts) or 'e' (lease); its epoch;
---   its cost (of a lease the most); for how many milliseconds it is remembered (0: it is not); its counters, packed as
---   the prelude says; of a lease for how long at most; and, if it is remembered, words of the caller's that are kept.
+--   checks one word, packed: what: 'c' (check), 'l' (look), 'a' (adjust: without an epoch, and beyond the amounts) or
+--   'e' (lease); as doubles its cost (of a lease the most) and for how many milliseconds it is remembered (0: it is not);
+--   its epoch, in digits, and a zero byte; its counters, as the prelude says. Then of a lease for how long at most; and,
+--   if it is remembered, words of the caller's that are kept.
 -- Result: the time; then for each check a list:
 --   CHARGED, DENIED, KNOWN (remembered from before), and for each counter: head, newest, used, room under the mark, and
 --           the ring, where newest does not tell, else 0; of a span its end, used and room
@@ -207,19 +207,19 @@ local replies = { now }
 local at_key, at = 1, 4
 
 local function check()
-  local what, of, cost = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
-  local milliseconds, packed = ARGV[at + 3], ARGV[at + 4]
-  at = at + 5
+  local packed = ARGV[at]
+  local what, cost, milliseconds, of, next_one = unpacked('<c1dds', packed)
+  at = at + 1
   local longest, key, words
   if what == 'e' then
     longest = tonumber(ARGV[at])
     at = at + 1
   end
-  if milliseconds ~= '0' then
+  if milliseconds > 0 then
     key, words = KEYS[at_key], ARGV[at]
     at_key, at = at_key + 1, at + 1
   end
-  local counters, many, next_one = {}, 0, 1
+  local counters, many = {}, 0
   while next_one <= #packed do
     many = many + 1
     counters[many], next_one = counter_at(KEYS[at_key], packed, next_one)
