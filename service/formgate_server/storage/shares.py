@@ -11,7 +11,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from formgate_server.core.calendar import FOREVER
 from formgate_server.core.errors import UnavailableError
@@ -30,7 +30,6 @@ from formgate_server.core.limits import (
 )
 from formgate_server.core.model import Limit, Rolling, WhenDegraded
 from formgate_server.core.ports import Charge, Charged
-from formgate_server.core.quick import made
 
 if TYPE_CHECKING:
     from formgate_server.core.ports import Clock, Reservations, Reserved
@@ -48,9 +47,8 @@ class Owed(NamedTuple):
     units: int
 
 
-class _Seen(NamedTuple):
-    time: int
-    standing: Standing
+_Seen: TypeAlias = tuple[int, Standing]
+"""When the counters' store said where a counter stands, and what."""
 
 
 class _Share:
@@ -104,7 +102,7 @@ class Shares:
         """Note what the counters' store said of a key's limits."""
         now, seen = self._clock.now(), self._seen
         for counter, standing in zip(charge.counters, charged.standings, strict=False):
-            seen[counter.id] = made(_Seen, (now, standing))
+            seen[counter.id] = (now, standing)
         while len(seen) > _MOST_SEEN:
             seen.popitem(last=False)
 
@@ -180,7 +178,7 @@ class Shares:
         amount = counter.limit.amount
         if amount is not None:
             standing = Standing(counter.limit, max(0, amount - share.state.used), _ends(share.state))
-            self._seen[counter.id] = _Seen(now, standing)
+            self._seen[counter.id] = (now, standing)
 
     async def _begin(self, account_id: str, counters: Sequence[Counter]) -> None:
         while missing := [each for each in counters if each.id not in self._shares.get(account_id, {})]:
@@ -227,9 +225,10 @@ def _ends(state: State) -> int | None:
 
 def _used(limit: Limit, seen: _Seen | None, now: int) -> int:
     """Return how much of ``limit`` the counters' store said was used, if that still counts."""
-    if seen is None or limit.amount is None or seen.standing.limit != limit:
+    if seen is None or limit.amount is None:
         return 0
-    if isinstance(limit.per, Rolling) and not 0 <= now - seen.time <= limit.per.window:
+    time, standing = seen
+    if standing.limit != limit or (isinstance(limit.per, Rolling) and not 0 <= now - time <= limit.per.window):
         return 0
-    reset_time = seen.standing.reset_time
-    return 0 if reset_time is not None and reset_time <= now else limit.amount - seen.standing.remaining
+    is_over = standing.reset_time is not None and standing.reset_time <= now
+    return 0 if is_over else limit.amount - standing.remaining

@@ -72,6 +72,7 @@ class Plan:
         "_as_given",
         "_asked",
         "_end",
+        "_numbers",
         "_packed",
         "_places",
         "_read",
@@ -102,6 +103,8 @@ class Plan:
         ]
         self._places = [index for index, each in enumerate(counters) if each.limit.amount is not None]
         self._uncounted = [Standing(each.limit, 0, None) for each in counters]
+        self._numbers = struct.Struct("<b" + "".join("5q" if rolls else "3q" for rolls, *_ in self._read))
+        """What a reply has that is packed."""
         self._packed = b""
         self._asked: tuple[str, int, int, int] | None = None
         self._word = b""
@@ -140,6 +143,8 @@ class Plan:
 
     def told(self, reply: Sequence[Any]) -> tuple[tuple[Standing, ...], list[int]]:
         """Tell where all counters stand, and which of the counted ones should have their marks raised."""
+        if type(reply) is bytes:
+            reply = self._numbers.unpack(reply)
         standings: list[Standing] = []
         short: list[int] = []
         at = 1

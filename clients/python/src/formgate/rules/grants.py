@@ -104,7 +104,8 @@ def _shared(rights: Rights) -> Rights:
     return rights
 
 
-def ancestors(resource: str) -> list[str]:
+@lru_cache(maxsize=1_024)  # a service asks about the same few again and again
+def ancestors(resource: str) -> tuple[str, ...]:
     """Return the resources a grant on which covers ``resource``: itself, those above it, and ``*`` where it counts."""
     paths = [resource]
     path, slash, _ = resource.rpartition("/")
@@ -113,7 +114,7 @@ def ancestors(resource: str) -> list[str]:
         path, slash, _ = path.rpartition("/")
     if paths[-1] != ORGANIZATION and resource != EVERYTHING:
         paths.append(EVERYTHING)
-    return paths
+    return tuple(paths)
 
 
 class Grants:

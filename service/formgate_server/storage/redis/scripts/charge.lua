@@ -10,7 +10,8 @@
 --   if it is remembered, words of the caller's that are kept.
 -- Result: the time; then for each check a list:
 --   CHARGED, DENIED, KNOWN (remembered from before), and for each counter: head, newest, used, room under the mark, and
---           the ring, where newest does not tell, else 0; of a span its end, used and room
+--           the ring, where newest does not tell, else 0; of a span its end, used and room. Where no ring is told,
+--           CHARGED and KNOWN come packed: the status in a byte, each number in eight, least byte first
 --   MOVED, epoch: it is above the check's       MISSING, incarnation: there is no epoch here
 --   CLOCK: it needs calendar periods of the time here
 --   LOAD, index, incarnation, …: these counters are not known here
@@ -80,6 +81,23 @@ local function told(status, counters, denied)
   return reply
 end
 
+-- Tell the same in one string: made and read in less time than a list.
+local function told_packed(status, counters)
+  local text = pack('b', status)
+  for index = 1, #counters do
+    local counter = counters[index]
+    local left = counter.marked == counter.period and counter.mark - counter.charged or 0
+    if not counter.window then
+      text = text .. pack('<i8i8i8', counter.stop_at, counter.used, left)
+    elseif counter.used > 0 and counter.newest == 0 then
+      return told(status, counters)
+    else
+      text = text .. pack('<i8i8i8i8i8', counter.head, counter.newest, counter.used, left, 0)
+    end
+  end
+  return text
+end
+
 -- Keep an admission: its time, its cost, the moments at which its counters were charged, and the caller's words.
 local function remember(key, milliseconds, what, cost, counters, words)
   if what == 'a' then
@@ -129,7 +147,7 @@ local function decide(what, cost, key, milliseconds, counters, words)
     return missing
   end
   if what == 'l' or key and known(key, what) then
-    return told(KNOWN, counters)
+    return told_packed(KNOWN, counters)
   end
   local wanted = cost > 0 and cost or 1
   local marked = true
@@ -155,7 +173,7 @@ local function decide(what, cost, key, milliseconds, counters, words)
   if key and cost > 0 then
     remember(key, milliseconds, what, cost, counters, words)
   end
-  return told(CHARGED, counters)
+  return told_packed(CHARGED, counters)
 end
 
 -- Charge what may be leased, as `lend` in core/limits.py says, and as much as fits under all marks.
