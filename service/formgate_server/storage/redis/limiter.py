@@ -41,6 +41,7 @@ from formgate_server.storage.redis.plan import (
     Status,
     Words,
     account_key,
+    account_word,
     admission_of,
     counter_key,
     packed,
@@ -296,10 +297,10 @@ class RedisLimiter:
         call.forced = self._marks.degraded
         keys: list[str] = []
         words: Words = [self._compared, self._incarnation(), "1" if call.forced else "0"]
-        for account_id, checks in call.accounts.items():
+        for checks in call.accounts.values():
             keys_before, words_before = len(keys), len(words)
-            keys.append(self._account(account_id))
-            words += (len(checks), 0, 0)
+            keys.append(checks[0][1].plan.account_key)
+            words.append(b"")
             for _, check in checks:
                 plan, once = check.plan, check.once
                 kept = _KEPT.get(check.what, _REMEMBERED) if once else 0
@@ -310,7 +311,7 @@ class RedisLimiter:
                     words.append(plan.remembered)
                     keys.append(once)
                 keys += plan.keys
-            words[words_before + 1 : words_before + 3] = len(keys) - keys_before, len(words) - words_before
+            words[words_before] = account_word(len(checks), len(keys) - keys_before, len(words) - words_before)
         slot = next(iter(call.accounts))
         return self._client.run_soon(CHARGE, slot, keys, words, repeatable=call.repeatable)
 

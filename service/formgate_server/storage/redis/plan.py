@@ -7,6 +7,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import replace
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from formgate_server.core.calendar import FOREVER, Bounds, bounds
@@ -81,6 +82,7 @@ class Plan:
         "_uncounted",
         "_word",
         "account_id",
+        "account_key",
         "counted",
         "counters",
         "durable",
@@ -89,6 +91,7 @@ class Plan:
 
     def __init__(self, account_id: str, counters: tuple[Counter, ...], account_key: str) -> None:
         self.account_id = account_id
+        self.account_key = account_key
         self.counters = counters
         """As they were given: while they are, no others have their identity."""
         self.counted = tuple(_within_most(each) for each in counters if each.limit.amount is not None)
@@ -196,6 +199,12 @@ class Plan:
 def account_key(prefix: str, account_id: str) -> str:
     """Return the key of an account, with which those of all that is its begin."""
     return f"{prefix}:{{{account_id}}}"
+
+
+@lru_cache(maxsize=1_024)
+def account_word(checks: int, keys: int, words: int) -> bytes:
+    """Return how many checks, keys and words of an account go in a call, as charge.lua takes it."""
+    return struct.pack("<3d", checks, keys, words)
 
 
 def counter_key(of_account: str, counter: Counter) -> str:

@@ -2,9 +2,9 @@
 --
 -- KEYS: for each account its own, and for each of its checks the key that remembers it, if it is to be, and those of its
 --   counters.
--- ARGV: '1' if replication ids are compared; a random number; '1' to go beyond marks; then for each account how many
---   checks, keys and words of ARGV are its own (the keys with its own, the words with these three), and for each of its
---   checks one word, packed: what: 'c' (check), 'l' (look), 'a' (adjust: without an epoch, and beyond the amounts) or
+-- ARGV: '1' if replication ids are compared; a random number; '1' to go beyond marks; then for each account a word, packed
+--   as doubles: how many checks, keys and words of ARGV are its own (the keys with its own, the words with this); and for
+--   each of its checks one, packed: what: 'c' (check), 'l' (look), 'a' (adjust: without an epoch, and beyond the amounts) or
 --   'e' (lease); as doubles its cost (of a lease the most) and for how many milliseconds it is remembered (0: it is not);
 --   its epoch, in digits, and a zero byte; its counters, as the prelude says. Then of a lease for how long at most; and,
 --   if it is remembered, words of the caller's that are kept.
@@ -268,9 +268,9 @@ end
 
 local wanted = 1
 while ARGV[at] do
-  local many, after_key, after = tonumber(ARGV[at]), at_key + ARGV[at + 1], at + ARGV[at + 2]
-  local key = KEYS[at_key]
-  wanted, at, at_key = wanted + many, at + 3, at_key + 1
+  local many, keys, words = unpacked('<ddd', ARGV[at])
+  local key, after_key, after = KEYS[at_key], at_key + keys, at + words
+  wanted, at, at_key = wanted + many, at + 1, at_key + 1
   local well, why = pcall(checks_of, key, many)
   if well and (at ~= after or at_key ~= after_key) then
     error('an account has other words or keys than it says', 0)
