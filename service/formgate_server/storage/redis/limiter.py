@@ -67,7 +67,7 @@ _CHARGED, _DENIED, _KNOWN = int(Status.CHARGED), int(Status.DENIED), int(Status.
 
 _R = TypeVar("_R")
 
-_Reply = tuple[int, bool, list[Any]]
+_Reply = tuple[int, bool, Sequence[Any]]
 """The time in Redis, whether marks did not count when it was sent, and what charge.lua says of a check."""
 
 
@@ -315,7 +315,7 @@ class RedisLimiter:
         slot = next(iter(call.accounts))
         return self._client.run_soon(CHARGE, slot, keys, words, repeatable=call.repeatable)
 
-    def _result(self, check: _Check, time: int, reply: list[Any], forced: bool) -> ChargeResult | None:  # noqa: FBT001
+    def _result(self, check: _Check, time: int, reply: Sequence[Any], forced: bool) -> ChargeResult | None:  # noqa: FBT001
         """Return what a reply says; None: it must be asked again (see ``_insist``). ``forced``: beyond marks."""
         status = reply[0]
         if status == Status.MOVED:
@@ -344,8 +344,8 @@ class RedisLimiter:
         self,
         check: _Check,
         time: int,
-        reply: list[Any],
-        read: Callable[[_Check, int, list[Any], bool], _R | None],
+        reply: Sequence[Any],
+        read: Callable[[_Check, int, Sequence[Any], bool], _R | None],
     ) -> _R:
         """Provide what a check was missing and send it again, until it is decided."""
         held: list[Mark] = []
@@ -371,7 +371,7 @@ class RedisLimiter:
         message = "The counters are raised by too many at once; try again."
         raise UnavailableError(message)
 
-    async def _insist_or_tell(self, check: _Check, time: int, reply: list[Any]) -> ChargeResult | UnavailableError:
+    async def _insist_or_tell(self, check: _Check, time: int, reply: Sequence[Any]) -> ChargeResult | UnavailableError:
         try:
             return await self._insist(check, time, reply, self._result)
         except UnavailableError as error:
@@ -387,7 +387,7 @@ class RedisLimiter:
             if durable
         ]
 
-    async def _load(self, check: _Check, time: int, reply: list[Any]) -> None:
+    async def _load(self, check: _Check, time: int, reply: Sequence[Any]) -> None:
         plan = check.plan
         await self._marks.load(
             [
@@ -435,7 +435,7 @@ class RedisLimiter:
         result = self._leased(check, time, reply, False)  # noqa: FBT003 - as _insist calls it
         return await self._insist(check, time, reply, self._leased) if result is None else result
 
-    def _leased(self, check: _Check, _time: int, reply: list[Any], _forced: bool) -> LeaseResult | None:  # noqa: FBT001
+    def _leased(self, check: _Check, _time: int, reply: Sequence[Any], _forced: bool) -> LeaseResult | None:  # noqa: FBT001
         """Return what a reply to a lease says; None: it must be asked again."""
         status = reply[0]
         if status == Status.MOVED:
