@@ -51,6 +51,7 @@ class RedisCluster(Client):
         self._nodes: dict[Address, Node] = {}
         self._slots: list[Node | None] = [None] * _SLOTS
         self._leaving: list[Line] = []
+        """Lines to what is no primary any more: nothing is sent over them, and what was is still answered."""
         self._why = "no node has told which slots there are"
         self._first_map = asyncio.Event()
         self._stale = asyncio.Event()
@@ -64,18 +65,14 @@ class RedisCluster(Client):
         self._why = "closed"
         self._first_map.set()
         self._slots = [None] * _SLOTS
-        leaving = self._leaving
-        for line in leaving:
-            line.close()
         await super().close()
-        await asyncio.gather(*(line.ended() for line in leaving))
 
     def place(self, slot: str) -> object:
         """As RedisClient says: what moves to another node moves by slots."""
         return slot_of(slot)
 
     def _lines(self) -> list[Line]:
-        return [line for node in self._nodes.values() for line in node.lines]
+        return [*(line for node in self._nodes.values() for line in node.lines), *self._leaving]
 
     def _line(self, slot: str | None) -> Line | None:
         number = 0 if slot is None else slot_of(slot)

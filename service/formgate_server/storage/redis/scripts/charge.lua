@@ -61,10 +61,7 @@ local function told(status, counters, denied)
   local reply, size = { status }, 1
   for index = 1, #counters do
     local counter = counters[index]
-    local left = 0
-    if counter.marked == counter.period then -- never so of one without a mark
-      left = counter.mark - counter.charged
-    end
+    local left = room(counter)
     if counter.window then
       local ring = 0
       if counter.used > 0 and (denied or counter.newest == 0) then
@@ -86,7 +83,7 @@ local function told_packed(status, counters)
   local text = pack('b', status)
   for index = 1, #counters do
     local counter = counters[index]
-    local left = counter.marked == counter.period and counter.mark - counter.charged or 0
+    local left = room(counter)
     if not counter.window then
       text = text .. pack('<i8i8i8', counter.stop_at, counter.used, left)
     elseif counter.used > 0 and counter.newest == 0 then

@@ -290,7 +290,7 @@ local function bring(counter)
   return true
 end
 
--- How much may be charged to a counter, up to now, under its mark.
+-- How much may be charged to a counter, up to now, under its mark; 0 of one that has none.
 local function room(counter)
   return counter.marked == counter.period and counter.mark - counter.charged or 0
 end
