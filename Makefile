@@ -36,7 +36,7 @@ test: $(DEV) ## Run the tests
 	$(BIN)/pytest --numprocesses $(TEST_WORKERS) --dist worksteal $(ARGS)
 
 soak: $(DEV) ## Run the tests at length: more rounds, more examples
-	FORMGATE_SOAK=1 $(BIN)/pytest --numprocesses $(TEST_WORKERS) --dist worksteal --timeout 3600 $(ARGS)
+	FORMGATE_SOAK=1 $(BIN)/pytest --numprocesses $(TEST_WORKERS) --dist worksteal --timeout 3600 --reruns 0 $(ARGS)
 
 lint: $(DEV) $(STUBS) ## Check style, types, layers, the contract and the stubs
 	$(BIN)/ruff check
