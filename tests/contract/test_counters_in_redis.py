@@ -27,7 +27,15 @@ from formgate_server.core.limits import (
     up_to_now,
 )
 from formgate_server.core.model import Calendar, Holder, Lifetime, Limit, Period, Rolling
-from formgate_server.core.ports import Charge, Charged, ChargeResult, EpochMissing, EpochMoved, Reserved
+from formgate_server.core.ports import (
+    Charge,
+    Charged,
+    ChargeResult,
+    EpochMissing,
+    EpochMoved,
+    LeaseCharge,
+    Reserved,
+)
 from formgate_server.storage.memory.counters import MemoryReservations
 from formgate_server.storage.redis.client import RedisClient
 from formgate_server.storage.redis.errors import LostAnswer, ScriptFailed, StoreUnavailable
@@ -797,20 +805,26 @@ async def test_all_checks_of_a_turn_are_told_that_their_answer_is_lost(world: Wo
 
 
 async def test_what_can_not_be_asked_fails_by_itself(world: World) -> None:
-    """A time zone that this process does not know: again and again, and never the checks of its turn."""
+    """A time zone that this process does not know: again and again, and never the checks of its turn, or its batch."""
     limiter = world.process()
     good = (counter(1_000, DAILY, "good/daily"),)
     bad = (counter(1_000, DAILY, "bad/daily", "Nowhere/Atlantis"),)
     await decided(limiter, good, account="good")
-    for attempt in range(2):
-        charges = [limiter.charge(Charge(name, 1, "k1", of, 1)) for name, of in (("good", good), ("bad", bad))]
-        charges.append(limiter.charge(Charge("good", 1, "k1", good, 1)))
-        first, broken, last = await asyncio.gather(*charges, return_exceptions=True)
-        assert isinstance(broken, ValueError | KeyError), broken
+    charges = [Charge(name, 1, "k1", of, 1) for name, of in (("good", good), ("bad", bad), ("good", good))]
+
+    async def one_by_one() -> Sequence[object]:
+        return await asyncio.gather(*map(limiter.charge, charges), return_exceptions=True)
+
+    left = 999
+    for ask in (one_by_one, one_by_one, lambda: limiter.charge_many(charges)):
+        first, broken, last = await ask()
+        assert isinstance(broken, UnavailableError)
+        assert "Nowhere/Atlantis" in str(broken)
         assert [each.standings[0].remaining for each in (first, last) if isinstance(each, Charged)] == [
-            998 - 2 * attempt,
-            997 - 2 * attempt,
+            left - 1,
+            left - 2,
         ]
+        left -= 2
 
 
 @pytest.mark.parametrize("server_name", SERVERS)
@@ -833,6 +847,11 @@ async def test_what_a_server_refuses_for_the_moment_is_an_outage(tmp_path: Path,
         await redis_counters.end()
 
 
+def short_state(used: float, head: float, newest: float) -> bytes:
+    """A window's state, packed."""
+    return struct.pack("<ddd", used, head, newest)
+
+
 SPOILT = {
     "account": None,
     "counter": None,
@@ -840,6 +859,14 @@ SPOILT = {
     "digits": b"0123456789" * 3,
     "too little": b"x" * 23,
     "nothing": b"",
+    "no number used": short_state(math.nan, 0, 0),
+    "less than nothing used": short_state(-5, 0, 0),
+    "endlessly little used": short_state(-math.inf, 0, 0),
+    "endlessly much used": short_state(math.inf, 0, 0),
+    "no number at its head": short_state(1, math.nan, 0),
+    "an endless head": short_state(1, math.inf, 0),
+    "no number newest": short_state(1, 0, math.nan),
+    "less than nothing newest": short_state(1, 0, -1),
 }
 
 
@@ -863,33 +890,72 @@ async def test_what_is_not_ours_fails_the_checks_of_its_account_only(world: Worl
     assert [type(one) for one in told[2:4]] == [ScriptFailed] * 2
     with pytest.raises(ScriptFailed):
         await limiter.charge(charges[2])
+    if spoilt != "account":
+        with pytest.raises(ScriptFailed):
+            await limiter.look("b", limits[1])
+
+
+@pytest.mark.parametrize("epoch", [b"", b"zz\xff", b"-1", b"1.5", b"\0"])
+async def test_what_is_no_epoch_fails_the_checks_of_its_account_only(world: World, epoch: bytes) -> None:
+    """It is neither below the check's own, which would admit it, nor an answer that nobody can read."""
+    limiter = world.process()
+    limits = [(counter(100, SHORT, f"{name}/rate"),) for name in "abc"]
+    for name, limit in zip("abc", limits, strict=True):
+        await decided(limiter, limit, account=name)
+    with world.server.client() as client:
+        kept = client.hget("fg:{b}", "e")
+        client.hset("fg:{b}", mapping={"e": kept[:-1] + epoch})
+    told = await limiter.charge_many(
+        [Charge(name, 1, "k1", limit, 1) for name, limit in zip("abc", limits, strict=True)]
+    )
+    assert [type(one) for one in told] == [Charged, ScriptFailed, Charged]
+    leased = LeaseCharge("b", 1, limits[1], 10, SECOND, "lease")
+    with pytest.raises(ScriptFailed):
+        await limiter.lease(leased)
+
+
+async def test_what_is_no_incarnation_fails_the_checks_of_its_account_only(world: World) -> None:
+    """An answer that cannot be read is for the one that it answers."""
+    limiter = world.process()
+    limits = [(counter(100, SHORT, f"{name}/rate"),) for name in "ab"]
+    await decided(limiter, limits[0], account="a")
+    assert isinstance(await limiter.charge(Charge("b", 1, "k1", limits[1], 1)), EpochMissing)
+    with world.server.client() as client:
+        client.hset("fg:{b}", mapping={"i": "many"})
+    charges = [Charge(name, 1, "k1", limit, 1) for name, limit in zip("ab", limits, strict=True)]
+    assert [type(one) for one in await limiter.charge_many(charges)] == [Charged, ScriptFailed]
+    with pytest.raises(ScriptFailed):
+        await limiter.charge(charges[1])
+
+
+# Of what outlives Redis: charged, mark, marked, used, the head or the end, newest.
+SPOILT_LONG = {
+    f"{what} at {place}": (number, place)
+    for what, number in (("no number", math.nan), ("no end", math.inf), ("no beginning", -math.inf))
+    for place in (0, 1, 3, 4, 5)
+}
 
 
 @pytest.mark.parametrize("per", [LONG, DAILY, LIFETIME])
-async def test_what_is_not_ours_in_a_counter_that_outlives_redis_fails_too(world: World, per: Per) -> None:
-    """It begins as a state of this Redis does, and is no state."""
+@pytest.mark.parametrize("spoilt", ["a byte more", *SPOILT_LONG])
+async def test_what_is_not_ours_in_a_counter_that_outlives_redis_fails_too(world: World, spoilt: str, per: Per) -> None:
+    """It begins as a state of this Redis does, and is no state: no check has room under it, and no lease."""
     limiter = world.process()
-    limit = (counter(100, per),)
+    limit = (counter(1_000, per),)
     await decided(limiter, limit)
     with world.server.client() as client:
         (of_counter,) = client.keys("fg:{acme}:c:*")
-        state = client.hget(of_counter, "s")
-        client.hset(of_counter, mapping={"s": state + b"1"})
+        state = client.hget(of_counter, "s") + b"1"
+        if spoilt in SPOILT_LONG:
+            number, place = SPOILT_LONG[spoilt]
+            id_, numbers = state[:-49], list(struct.unpack("<6d", state[-49:-1]))
+            numbers[place] = number
+            state = id_ + struct.pack("<6d", *numbers)
+        client.hset(of_counter, mapping={"s": state})
     with pytest.raises(ScriptFailed):
-        await limiter.charge(Charge("acme", 1, "k1", limit, 1))
-
-
-async def test_no_number_is_no_room(world: World) -> None:
-    """As long as a state and no state: what is used up stays so, whatever cannot be compared stands there."""
-    limiter = world.process()
-    limit = (counter(1, SHORT),)
-    assert (await decided(limiter, limit)).denied is None
-    with world.server.client() as client:
-        (of_counter,) = client.keys("fg:{acme}:c:*")
-        _, head, newest = struct.unpack("<ddd", client.hget(of_counter, "s"))
-        client.hset(of_counter, mapping={"s": struct.pack("<ddd", math.nan, head, newest)})
-    with pytest.raises(UnavailableError):
-        await limiter.charge(Charge("acme", 1, "k1", limit, 1))
+        await limiter.charge(Charge("acme", 1, "k1", limit, 500))
+    with pytest.raises(ScriptFailed):
+        await limiter.lease(LeaseCharge("acme", 1, limit, 10, SECOND, "lease"))
 
 
 async def test_slots_without_a_state_do_not_count(world: World) -> None:

@@ -8,11 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from formgate_server.core.limits import Counter
+from formgate_server.core.model import Calendar, Holder, Lifetime, Limit, Period, Rolling
+from formgate_server.core.ports import Charge, Charged, EpochMissing, EpochMoved, LeaseCharge, Leased
+from formgate_server.storage.memory.counters import MemoryReservations
 from formgate_server.storage.redis.client import connect
 from formgate_server.storage.redis.errors import StoreUnavailable
+from formgate_server.storage.redis.limiter import RedisLimiter
 from formgate_server.storage.redis.preflight import preflight
 from formgate_server.storage.redis.script import Script
+from formgate_server.truth import SystemClock
 from tests.support.certificates import Authority
+from tests.support.clock import HOUR, SECOND
 from tests.support.proxy import Proxy
 from tests.support.redis import SERVERS, RedisServer, speaks_tls
 from tests.support.redis_client import COUNT, TIMEOUT, States, connected, count, until
@@ -57,6 +64,41 @@ async def test_the_documented_rights_suffice(server: RedisServer) -> None:
     (facts,) = await preflight(server.url(user="formgate", password=SECRET))
     assert list(facts.problems) == []
     assert facts.replid_in_scripts
+
+
+async def test_the_documented_rights_suffice_for_all_that_is_counted(server: RedisServer) -> None:
+    """Epochs, charges, marks, refunds, leases: with no more than these rights, and none of it degraded."""
+    kinds: tuple[Rolling | Calendar | Lifetime, ...] = (
+        Rolling(60 * SECOND),
+        Rolling(HOUR),
+        Calendar(Period.DAY),
+        Lifetime(),
+    )
+    limits = tuple(
+        Counter(f"a/{number}", Limit(f"{number}", Holder.ACCOUNT, 1_000, per), "UTC")
+        for number, per in enumerate(kinds)
+    )
+    async with connected(server.url(1, user="formgate", password=SECRET)) as client:
+        limiter = RedisLimiter(client, MemoryReservations(), SystemClock())
+        try:
+            await limiter.none_out("a")
+            missing = await limiter.charge(Charge("a", 1, "k", limits, 7, "r"))
+            assert isinstance(missing, EpochMissing)
+            await limiter.seed("a", 1, missing.incarnation)
+            charged = await limiter.charge(Charge("a", 1, "k", limits, 7, "r"))
+            assert charged == Charged(None, None, await limiter.look("a", limits))
+            await limiter.refund("a", "k", "r")
+            await limiter.adjust("a", limits, 3, once="b")
+            assert [each.remaining for each in await limiter.look("a", limits)] == [997] * 4
+            leased = await limiter.lease(LeaseCharge("a", 1, limits, 8, SECOND, "l"))
+            assert isinstance(leased, Leased)
+            assert leased.units
+            assert (await limiter.out("a")).left > 0
+            assert await limiter.settle("a", "l", leased.units) == leased.units
+            await limiter.publish("a", 2)
+            assert await limiter.charge(Charge("a", 1, "k", limits, 1)) == EpochMoved(2)
+        finally:
+            await limiter.close()
 
 
 async def test_the_documented_rights_are_no_more_than_that(server: RedisServer) -> None:
@@ -190,6 +232,15 @@ async def test_preflight_names_the_rights_that_are_missing(tmp_path: Path) -> No
     assert len(problems) == 2
     assert all("+info" in problem for problem in problems)
     assert not facts.replid_in_scripts
+
+
+async def test_preflight_refuses_a_user_without_our_keys(tmp_path: Path) -> None:
+    """A user that may have other keys only is a problem before the first check fails for it."""
+    rights = documented_rights().replace("~fg:{*", "~{*")
+    with secured(tmp_path / "redis", rights=rights) as server:
+        (facts,) = await preflight(server.url(user="formgate", password=SECRET))
+    (problem,) = facts.problems
+    assert "~fg:{*" in problem
 
 
 async def test_preflight_of_nobody(tmp_path: Path) -> None:

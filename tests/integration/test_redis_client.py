@@ -24,7 +24,7 @@ from tests.support.proxy import Proxy
 from tests.support.redis import RedisServer
 from tests.support.redis_client import COUNT, TIMEOUT, States, Tally, connected, count, heals, until
 
-KEY = "{a}:n"
+KEY = "fg:{a}:n"
 AT_ONCE = 0.05
 """The median: a machine that is busy holds up now and then one."""
 PATIENT = 1.0

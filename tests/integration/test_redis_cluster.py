@@ -43,7 +43,7 @@ def replicated(tmp_path: Path) -> Iterator[RedisCluster]:
 
 def key_of(account: str) -> str:
     """The key that ``count`` counts in."""
-    return f"{{{account}}}:n"
+    return f"fg:{{{account}}}:n"
 
 
 def test_slots_are_those_of_redis() -> None:
@@ -273,5 +273,6 @@ async def test_closing_ends_what_has_left(replicated: RedisCluster) -> None:
         await asyncio.sleep(0)
         client._adopt([Range(0, 16_383, Address("127.0.0.1", other.port))])
         assert not under_way.done()
+        assert client.under_way == 1
     assert under_way.done()
     assert isinstance(under_way.exception(), LostAnswer)

@@ -16,7 +16,7 @@ from tests.support.proxy import Proxy
 from tests.support.redis import RedisServer, Sentinels
 from tests.support.redis_client import COUNT, TIMEOUT, States, Tally, connected, count, heals, until
 
-KEY = "{a}:n"
+KEY = "fg:{a}:n"
 
 
 @pytest.fixture

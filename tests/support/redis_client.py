@@ -61,7 +61,7 @@ async def until(true: Callable[[], object], what: str, seconds: float = 10) -> N
 
 async def count(client: RedisClient, account: str = "a", word: object = "", *, repeatable: bool = False) -> Any:
     """Run ``COUNT`` on an account's key."""
-    return await client.run(COUNT, account, [f"{{{account}}}:n"], [str(word)], repeatable=repeatable)
+    return await client.run(COUNT, account, [f"fg:{{{account}}}:n"], [str(word)], repeatable=repeatable)
 
 
 async def heals(client: RedisClient, account: str = "a", seconds: float = 10) -> None:

@@ -73,8 +73,7 @@ class Client:
     @property
     def under_way(self) -> int:
         """As RedisClient says."""
-        connections = [line.connection for line in self._lines()]
-        return sum(connection.under_way for connection in connections if connection is not None)
+        return sum(line.under_way for line in self._lines())
 
     async def close(self) -> None:
         """As RedisClient says."""

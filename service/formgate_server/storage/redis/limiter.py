@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from formgate_server.core.errors import UnavailableError
 from formgate_server.core.fields import LARGEST
@@ -36,6 +36,7 @@ from formgate_server.storage.redis.lua import CHARGE, NEW, OUT, PUBLISH, REFUND,
 from formgate_server.storage.redis.marks import Mark, Missing, RedisMarks
 from formgate_server.storage.redis.plan import (
     MOST,
+    PREFIX,
     Plan,
     RedisTime,
     Status,
@@ -65,6 +66,7 @@ _KEPT = {"a": _ADJUSTED, "e": _LEASE_REMEMBERED}
 _CHARGED, _DENIED, _KNOWN = int(Status.CHARGED), int(Status.DENIED), int(Status.KNOWN)
 
 
+_P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 _Reply = tuple[int, bool, Sequence[Any]]
@@ -116,6 +118,21 @@ class _Call:
         return [index for checks in self.accounts.values() for index, _ in checks]
 
 
+def _readable(read: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Have ``read`` raise ScriptFailed for a reply that is none, which is a matter of its check alone."""
+
+    @wraps(read)
+    def tried(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return read(*args, **kwargs)
+        except UnavailableError:
+            raise
+        except Exception as error:
+            raise ScriptFailed(f"a reply that is none: {error!r}") from error
+
+    return tried
+
+
 class RedisLimiter:
     """The Limiter and Leases ports, shared by all processes that use this Redis."""
 
@@ -125,7 +142,7 @@ class RedisLimiter:
         reservations: Reservations,
         clock: Clock,
         *,
-        prefix: str = "fg",
+        prefix: str = PREFIX,
         replication_ids: bool = True,
         on_degraded: Callable[[bool], None] = lambda _: None,
         retry_seconds: float = 1.0,
@@ -193,8 +210,16 @@ class RedisLimiter:
     async def charge_many(self, charges: Sequence[Charge]) -> Sequence[ChargeResult | UnavailableError]:
         """See ``Limiter.charge_many``: many go in one call, all of them in one write."""
         checks = [self._check(charge) for charge in charges]
-        sent = [(call, self._send(call)) for call in self._calls(checks)]
         results: dict[int, ChargeResult | UnavailableError] = {}
+        fit = []
+        for index, check in enumerate(checks):
+            try:
+                self._pack(check)
+            except UnavailableError as error:
+                results[index] = error
+            else:
+                fit.append((index, check))
+        sent = [(call, self._send(call)) for call in self._calls(fit)]
         waiting = []
         for call, future in sent:
             try:
@@ -217,12 +242,12 @@ class RedisLimiter:
         results |= {index: result for (index, _), result in zip(waiting, told, strict=True)}
         return [results[index] for index in range(len(checks))]
 
-    def _calls(self, checks: Sequence[_Check]) -> list[_Call]:
-        """Return the calls that checks go in: those of one account in order."""
+    def _calls(self, checks: Iterable[tuple[int, _Check]]) -> list[_Call]:
+        """Return the calls that checks go in, each with its number: those of one account in order."""
         calls: list[_Call] = []
         open_calls: dict[tuple[object, bool], int] = {}
         of_account: dict[str, int] = {}
-        for index, check in enumerate(checks):
+        for index, check in checks:
             account_id, repeatable = check.account_id, check.repeatable
             place = self._client.place(account_id), repeatable
             number = open_calls.get(place, -1)
@@ -272,9 +297,17 @@ class RedisLimiter:
             self._plans[id(counters)] = plan
         return plan
 
+    def _pack(self, check: _Check) -> None:
+        """Pack a check's counters before it goes with others: if that fails, it is for this check alone."""
+        try:
+            check.plan.packed(self._time.now())
+        except Exception as error:
+            message = f"This server can not look up the limits' periods: {error}."  # as of a zone that it does not know
+            raise UnavailableError(message) from error
+
     def _send_one(self, check: _Check) -> asyncio.Future[_Reply]:
         """Return the reply to come; what else this turn asks for goes in the same call."""
-        check.plan.packed(self._time.now())  # made now: if that fails it is for this check alone
+        self._pack(check)
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[_Reply] = loop.create_future()
         if not self._turn:
@@ -284,7 +317,7 @@ class RedisLimiter:
 
     def _send_turn(self) -> None:
         turn, self._turn = [each for each in self._turn if not each[1].done()], []  # else nobody waits for it any more
-        for call in self._calls([check for check, _ in turn]):
+        for call in self._calls(enumerate(check for check, _ in turn)):
             replies = [turn[index][1] for index in call.indexes]
             try:
                 self._send(call).add_done_callback(partial(_hand_out, call, replies))
@@ -315,6 +348,7 @@ class RedisLimiter:
         slot = next(iter(call.accounts))
         return self._client.run_soon(CHARGE, slot, keys, words, repeatable=call.repeatable)
 
+    @_readable
     def _result(self, check: _Check, time: int, reply: Sequence[Any], forced: bool) -> ChargeResult | None:  # noqa: FBT001
         """Return what a reply says; None: it must be asked again (see ``_insist``). ``forced``: beyond marks."""
         status = reply[0]
@@ -435,6 +469,7 @@ class RedisLimiter:
         result = self._leased(check, time, reply, False)  # noqa: FBT003 - as _insist calls it
         return await self._insist(check, time, reply, self._leased) if result is None else result
 
+    @_readable
     def _leased(self, check: _Check, _time: int, reply: Sequence[Any], _forced: bool) -> LeaseResult | None:  # noqa: FBT001
         """Return what a reply to a lease says; None: it must be asked again."""
         status = reply[0]

@@ -67,6 +67,11 @@ class Line:
         """Whether anything of it is left: a connection that drains, one that is being made, or its keeper."""
         return bool(self._alive) or not self._task.done()
 
+    @property
+    def under_way(self) -> int:
+        """How many requests have no answer yet, over connections that were given up, too. Any thread may look."""
+        return sum(connection.under_way for connection in list(self._alive))
+
     async def ready(self) -> Connection:
         """Return the connection, if there is one or a first attempt makes one; else raises StoreUnavailable."""
         if self._hope is not None:

@@ -21,7 +21,7 @@ def _script(name: str, changed: Callable[[Any], bool] = lambda _: True) -> Scrip
 def _any_admitted(reply: Any) -> bool:  # noqa: ANN401 - a reply may be anything
     """Tell whether a check was let through: those that were not are told so whatever replicas have."""
     _, *results = reply
-    return any(status in _LETS_THROUGH for status, *_ in results)
+    return any(result[0] in _LETS_THROUGH for result in results)
 
 
 CHARGE = _script("charge", _any_admitted)

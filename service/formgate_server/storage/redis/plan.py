@@ -28,6 +28,8 @@ from formgate_server.core.model import Calendar, Holder, Lifetime, Limit, Period
 from formgate_server.core.ports import Clock
 from formgate_server.core.quick import made
 
+PREFIX = "fg"
+"""With which all keys begin."""
 MOST = 2**52
 """Where counts end in Redis: its numbers are exact to twice that. Larger amounts are taken for this one."""
 
@@ -73,11 +75,11 @@ class Plan:
         "_as_given",
         "_asked",
         "_end",
-        "_numbers",
         "_packed",
         "_places",
         "_read",
         "_remembered",
+        "_reply",
         "_start",
         "_uncounted",
         "_word",
@@ -106,8 +108,8 @@ class Plan:
         ]
         self._places = [index for index, each in enumerate(counters) if each.limit.amount is not None]
         self._uncounted = [Standing(each.limit, 0, None) for each in counters]
-        self._numbers = struct.Struct("<b" + "".join("5q" if rolls else "3q" for rolls, *_ in self._read))
-        """What a reply has that is packed."""
+        self._reply = _reply_form(tuple(rolls for rolls, *_ in self._read))
+        """What a packed reply is made of."""
         self._packed = b""
         self._asked: tuple[str, int, int, int] | None = None
         self._word = b""
@@ -147,7 +149,7 @@ class Plan:
     def told(self, reply: Sequence[Any]) -> tuple[tuple[Standing, ...], list[int]]:
         """Tell where all counters stand, and which of the counted ones should have their marks raised."""
         if type(reply) is bytes:
-            reply = self._numbers.unpack(reply)
+            reply = self._reply.unpack(reply)
         standings: list[Standing] = []
         short: list[int] = []
         at = 1
@@ -194,6 +196,12 @@ class Plan:
     def limit(self, counted: Limit) -> Limit:
         """Return a limit of ``counted`` as it was given."""
         return self._as_given[[each.limit for each in self.counted].index(counted)]
+
+
+@lru_cache(maxsize=1_024)
+def _reply_form(rolling: tuple[bool, ...]) -> struct.Struct:
+    """Return how charge.lua packs a reply: a status, then five numbers for each window, three for each span."""
+    return struct.Struct("<b" + "".join("5q" if each else "3q" for each in rolling))
 
 
 def account_key(prefix: str, account_id: str) -> str:

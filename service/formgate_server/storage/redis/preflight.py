@@ -14,10 +14,13 @@ from formgate_server.storage.redis.cluster import find_primaries
 from formgate_server.storage.redis.connection import Connection
 from formgate_server.storage.redis.errors import StoreUnavailable
 from formgate_server.storage.redis.meeting import NotReadyError, Options, meet_primary
+from formgate_server.storage.redis.plan import PREFIX, account_key
 from formgate_server.storage.redis.sentinel import find_primary
 from formgate_server.storage.redis.url import Address, parse_url
 
 _OLDEST = (6, 2)
+_OURS = f"{PREFIX}:{{"
+"""How our keys begin."""
 _REPLICATION = "return redis.call('INFO', 'replication')"
 
 
@@ -38,6 +41,10 @@ class Facts:
     """By how many seconds its clock, by which limits count, is before ours."""
     memory_used: float | None = None
     """Which share of ``maxmemory``; None: it has no such limit."""
+    has_our_keys: bool = True
+    """Whether this user may use keys that begin as ours do."""
+    bits: str = ""
+    """Of its numbers, as it calls them; empty: it does not let us know."""
 
     @property
     def problems(self) -> Iterator[str]:
@@ -46,6 +53,10 @@ class Facts:
             yield f"{self.address} does not say its version: allow this user INFO (ACL: +info)"
         elif tuple(int(number) for number in re.findall(r"\d+", self.version)[:2]) < _OLDEST:
             yield f"{self.address} is Redis {self.version}: use Redis 6.2 or newer, or Valkey"
+        if self.bits == "32":
+            yield f"{self.address} is built for 32 bits, which counts do not fit: use one for 64"
+        if not self.has_our_keys:
+            yield f"{self.address} does not let this user have Formgate's keys: allow it those (ACL: ~{_OURS}*)"
         if self.eviction is None:
             yield (
                 f"{self.address} does not say whether it evicts: allow this user `INFO memory` (ACL: +info) or "
@@ -86,6 +97,7 @@ async def _facts(address: Address, options: Options) -> Facts:
         memory = await _info(connection, "INFO", "memory")
         replication = await _info(connection, "INFO", "replication")
         in_script = await _info(connection, "EVAL", _REPLICATION, "0")
+        of_ours = await connection.ask("EXISTS", account_key(PREFIX, ""))
         eviction = memory.get("maxmemory_policy") or await _configured_eviction(connection)
         before = time.time()
         now = await connection.ask("TIME")
@@ -102,6 +114,8 @@ async def _facts(address: Address, options: Options) -> Facts:
         round_trip=after - before,
         clock_skew=_seconds(now) - (before + after) / 2 if isinstance(now, list) else None,
         memory_used=_share(memory.get("used_memory", ""), memory.get("maxmemory", "")),
+        has_our_keys=not (isinstance(of_ours, hiredis.ReplyError) and re.match("NOPERM .* access ", str(of_ours))),
+        bits=server.get("arch_bits", ""),
     )
 
 

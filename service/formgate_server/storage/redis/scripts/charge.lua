@@ -8,10 +8,10 @@
 --   'e' (lease); as doubles its cost (of a lease the most) and for how many milliseconds it is remembered (0: it is not);
 --   its epoch, in digits, and a zero byte; its counters, as the prelude says. Then of a lease for how long at most; and,
 --   if it is remembered, words of the caller's that are kept.
--- Result: the time; then for each check a list:
+-- Result: the time; then for each check a list, which begins with:
 --   CHARGED, DENIED, KNOWN (remembered from before), and for each counter: head, newest, used, room under the mark, and
---           the ring, where newest does not tell, else 0; of a span its end, used and room. Where no ring is told,
---           CHARGED and KNOWN come packed: the status in a byte, each number in eight, least byte first
+--           the ring, where newest does not tell, else 0; of a span its end, used and room. CHARGED and KNOWN of what
+--           is no lease come packed where no ring is told: the status in a byte, each number in eight, least byte first
 --   MOVED, epoch: it is above the check's       MISSING, incarnation: there is no epoch here
 --   CLOCK: it needs calendar periods of the time here
 --   LOAD, index, incarnation, …: these counters are not known here
@@ -49,6 +49,9 @@ local function compare(of)
     return { MISSING, incarnation }
   end
   if epoch ~= of then
+    if not string.find(epoch, '^%d+$') then
+      error('bad argument: no epoch', 0)
+    end
     if above(epoch, of) then
       return { MOVED, epoch }
     end
@@ -208,8 +211,8 @@ local function lease(wanted, longest, key, milliseconds, counters, words)
       remember(key, milliseconds, 'e', units, counters, words)
     end
     local over = string.format('%.0f', now + duration)
-    local known = call('HGET', account, 'l')
-    if not known or above(over, known) then
+    local last = call('HGET', account, 'l')
+    if not last or above(over, last) then
       call('HSET', account, 'l', over)
     end
   end

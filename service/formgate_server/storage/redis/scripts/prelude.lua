@@ -62,11 +62,16 @@ local function above(a, b)
   return #a > #b or #a == #b and a > b
 end
 
--- Fail where a state is not as long as it must be: something that is not ours is in it.
-local function ours(state, length)
-  if #state ~= length then
+-- Fail where a state is none: something that is not ours is in it.
+local function ours(is)
+  if not is then
     error('bad argument: no state of a counter', 0)
   end
+end
+
+-- Whether these can be a state's. What is no number is within no bounds.
+local function sound(used, head_or_stop, newest)
+  return used >= 0 and used <= MOST and newest >= 0 and newest <= MOST and head_or_stop >= -1 and head_or_stop < math.huge
 end
 
 -- Return the state of a counter that outlives Redis, packed. With the replication id it has the 64 bytes that a hash's
@@ -78,8 +83,10 @@ end
 -- Return what `state_of` has packed; nil: nothing is there, or another Redis has written it.
 local function taken_apart(state)
   if state and sub(state, 1, #id) == id then
-    ours(state, #id + 48)
-    return unpacked('<dddddd', state, #id + 1)
+    ours(#state == #id + 48)
+    local charged, mark, marked, used, head_or_stop, newest = unpacked('<dddddd', state, #id + 1)
+    ours(sound(used, head_or_stop, newest) and math.abs(charged) < math.huge and math.abs(mark) < math.huge)
+    return charged, mark, marked, used, head_or_stop, newest
   end
 end
 
@@ -98,8 +105,9 @@ local function counter_at(key, packed, at)
   if kind == SHORT then
     local used, head, newest = 0, -1, 0
     if state then
-      ours(state, 24)
+      ours(#state == 24)
       used, head, newest = unpacked('<ddd', state)
+      ours(sound(used, head, newest))
     end
     return {
       key = key,
