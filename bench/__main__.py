@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import clients, gateway, h2load, leases, middlewares, process, scenarios, stores
+from bench.echo import echo
 from bench.figures import above, medians, ratio
 from bench.h2load import H2load
 from bench.memory import cached_key_bytes
@@ -65,8 +66,8 @@ def measure(size: Size, generator: H2load, cores: Cores) -> Report:
         _say(f"starting servers with {_FEW_KEYS:,} and {size.keys:,} keys")
         few = stack.enter_context(served(folder / "few", cores.server, _FEW_KEYS))
         many = stack.enter_context(served(folder / "many", cores.server, size.keys))
-        echo = stack.enter_context(_echo(few, cores.server, folder))
-        floor = scenarios.floor(generator, echo, few)
+        bare = stack.enter_context(_echo(few, cores.server, folder))
+        floor = scenarios.floor(generator, bare, few)
         check = scenarios.check_key(generator, few)
         check_many = scenarios.check_key(generator, many)
         batch = scenarios.batch_check_keys(generator, few)
@@ -76,7 +77,7 @@ def measure(size: Size, generator: H2load, cores: Cores) -> Report:
             check_many,
             batch,
             scenarios.record_usage(few, informative=True),
-            scenarios.floor(generator, echo, few, scenarios.ALONE),
+            scenarios.floor(generator, bare, few, scenarios.ALONE),
             scenarios.check_key(generator, few, scenarios.ALONE),
         ]
         for number in range(size.rounds):
@@ -102,7 +103,7 @@ def _echo(few: Served, core: int, folder: Path) -> Process:
     """Start the floor, with answers of the size of a real one."""
     size = few.client.check(few.secrets[0]).ByteSize()
     few.expected += 1
-    return Process([sys.executable, "-m", "bench.echo", str(size)], core, logs=folder / "echo-logs")
+    return echo(size, core, logs=folder / "echo-logs")
 
 
 def _resident(few: Served, many: Served) -> str:

@@ -1,16 +1,21 @@
-"""The floor: a bare grpc.aio server that reads a request and answers with bytes, decoding and deciding nothing.
+"""The floor: bare grpc.aio servers that read a request and answer with bytes, decoding and deciding nothing.
 
-python -m bench.echo SIZE    # of each answer
+python -m bench.echo SIZE WORKERS    # of each answer; so many processes share a port
 """
 
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import signal
 import sys
+from pathlib import Path
 
 import grpc
 import uvloop
+
+from bench.process import Process
+from formgate_server.wire.port import reserved
 
 
 class Echo(grpc.GenericRpcHandler):
@@ -27,17 +32,37 @@ class Echo(grpc.GenericRpcHandler):
         return self._answer
 
 
-async def main(size: int) -> None:
-    """Serve until SIGTERM."""
+def echo(size: int, *cores: int, logs: Path, workers: int = 1) -> Process:
+    """Return the floor, started: what it takes is that of all its processes."""
+    return Process([sys.executable, "-m", "bench.echo", str(size), str(workers)], *cores, logs=logs)
+
+
+async def _serve(size: int, address: str) -> None:
     server = grpc.aio.server(handlers=[Echo(bytes(size))])
-    port = server.add_insecure_port("127.0.0.1:0")
+    server.add_insecure_port(address)
     await server.start()
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    print(f"echo is ready: grpc 127.0.0.1:{port}", flush=True)
+    print(f"echo is ready: grpc {address}", flush=True)
     await ended.wait()
     await server.stop(1)
 
 
+def _work(size: int, address: str) -> None:
+    uvloop.run(_serve(size, address))
+
+
+def main(size: int, workers: int) -> None:
+    """Serve until SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # which ends the workers
+    spawn = multiprocessing.get_context("spawn")
+    with reserved("127.0.0.1:0") as address:
+        servers = [spawn.Process(target=_work, args=(size, address), daemon=True) for _ in range(workers)]
+        for server in servers:
+            server.start()
+        for server in servers:
+            server.join()
+
+
 if __name__ == "__main__":
-    uvloop.run(main(int(sys.argv[1])))
+    main(*map(int, sys.argv[1:]))

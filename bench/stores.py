@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from bench import peer, scenarios
 from bench.deployed import Crowd, Deployed, Stores, deploy, say, stores
+from bench.echo import echo
 from bench.figures import least, least_ratio, percentile, ratio
 from bench.h2load import H2load
 from bench.population import KEYS_AN_ACCOUNT
-from bench.process import Cores, Process
+from bench.process import Cores
 from bench.report import Report, Target
 from bench.scenarios import BATCH, MANY, Scenario
 from bench.world import Served
@@ -46,6 +46,7 @@ class _Lines:
 
     floor: Scenario
     floor_many: Scenario
+    floor_two: Scenario
     few: Scenario
     many: Scenario
     batch: Scenario
@@ -110,7 +111,10 @@ def _start(
     say(f"putting in {size.many.keys:,} keys, and using {size.many.known // size.many.hot:,} of them")
     million = deploy(both, folder / "many", 2, size.many)
     many = stack.enter_context(million.served(cores.server))
-    echo = stack.enter_context(_echo(few, cores.server, folder))
+    size_of_answer = few.client.check(few.secrets[0]).ByteSize()
+    few.expected += 1
+    bare = stack.enter_context(echo(size_of_answer, cores.server, logs=folder / "echo-logs"))
+    bare_two = stack.enter_context(echo(size_of_answer, *cores, logs=folder / "echo-two-logs", workers=2))
     say("starting the peers")
     table = peer.make_table(both, _FEW.keys, LIMIT, size.window_seconds)
     fresh, cached = (
@@ -118,8 +122,9 @@ def _start(
         for seconds in (0, 10)
     )
     lines = _Lines(
-        floor=scenarios.floor(generator, echo, few),
-        floor_many=scenarios.floor(generator, echo, few, MANY),
+        floor=scenarios.floor(generator, bare, few),
+        floor_many=scenarios.floor(generator, bare, few, MANY),
+        floor_two=_named(scenarios.floor(generator, bare_two, few, MANY), "floor, 64 connections, 2 workers"),
         few=scenarios.check_key(generator, few),
         many=_named(scenarios.check_key(generator, many), f"CheckKey, {size.many.keys:,} keys"),
         batch=scenarios.batch_check_keys(generator, few),
@@ -134,7 +139,7 @@ def _start(
     )
     lines.two_workers.name += ", 2 workers"
     for one in lines.all():
-        if one.process is not echo:
+        if one.process not in {bare, bare_two}:
             one.beside = both.redis_seconds
     secret = few.client.limited("bench000000", LIMIT, size.window_seconds)
     limited = {"ours": lambda: few.client.allows(secret), "the peer": fresh.allows}
@@ -157,8 +162,13 @@ def _targets(lines: _Lines, size: Size) -> Iterator[Target]:
     yield Target(f"records/s a core, {lines.usage.name}", records, 20_000, "{:,.0f}", at_least=True)
     many = ratio(lines.many.rounds, lines.few.rounds)
     yield Target(f"{size.many.keys:,} keys to {_FEW.keys:,}", many, 1.10, "{:.2f}")
-    two = 2 * ratio(lines.one_worker.rounds, lines.two_workers.rounds)
+    two = _of_two(lines.one_worker, lines.two_workers)
     yield Target("two workers to one, by CPU time", two, 1.8, "{:.2f}", at_least=True)
+
+
+def _of_two(one: Scenario, two: Scenario) -> float:
+    """Return how many times the checks of one process two answer, each with a core, by what a check costs them."""
+    return 2 * ratio(one.rounds, two.rounds)
 
 
 def _first_checks(parts: _Parts, cores: Cores, count: int) -> Iterator[str]:
@@ -183,8 +193,13 @@ def _in_passing(parts: _Parts) -> Iterator[str]:
     answered = least(lines.two_workers.rounds).per_second / least(lines.one_worker.rounds).per_second
     yield (
         f"two workers answered {answered:.2f} times the checks of one, in their best rounds:"
-        " the load and the stores have one of their two cores"
+        " the load and the stores have one of their two cores;"
+        f" by CPU time two floors have {_of_two(lines.floor_many, lines.floor_two):.2f} times those of one"
     )
+    floor = least(lines.floor.rounds).cpu_us
+    batches = ", ".join(f"{least(one.rounds).cpu_us / floor:.3f}" for one in (lines.batch, lines.batch_many))
+    redis = ", ".join(f"{min(one.beside_us) / floor:.3f}" for one in (lines.batch, lines.batch_many))
+    yield f"best rounds to the floor's: a check in a batch {batches}; Redis' CPU for it {redis}"
     script = parts.stores.script()
     yield f"Redis ran {script.calls:,} scripts, {script.us / script.calls:.1f} µs of the clock each"
     yield (
@@ -193,7 +208,7 @@ def _in_passing(parts: _Parts) -> Iterator[str]:
     )
     times = [ratio(one.rounds, lines.few.rounds) for one in (lines.peer, lines.cached_peer)]
     yield f"the peer takes {times[0]:.2f} times the CPU of CheckKey; with its keys cached {times[1]:.2f}"
-    others = max(one.others for one in lines.all() if one is not lines.two_workers)
+    others = max(one.others for one in lines.all() if len(one.process.cores) == 1)
     yield f"other processes took up to {others:.0%} of the server's core"
 
 
@@ -205,12 +220,3 @@ def _in_the_worst(worst: dict[str, Worst], seconds: int) -> str:
 def _named(scenario: Scenario, name: str) -> Scenario:
     scenario.name = name
     return scenario
-
-
-@contextmanager
-def _echo(few: Served, core: int, folder: Path) -> Iterator[Process]:
-    """Start the floor, with answers of the size of a real one."""
-    size = few.client.check(few.secrets[0]).ByteSize()
-    few.expected += 1
-    with Process([sys.executable, "-m", "bench.echo", str(size)], core, logs=folder / "echo-logs") as process:
-        yield process
