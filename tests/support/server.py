@@ -28,7 +28,7 @@ from tests.support.process import launch
 COMMAND = Path(sys.executable).with_name("formgate")
 
 _READY = re.compile(
-    r"^formgate is ready: grpc (?P<grpc>\S+?), http (?P<http>\S+?)(?:, auth (?P<auth>\S+?))?(?:,.*)?$", re.MULTILINE
+    r"^formgate is ready: grpc (?P<grpc>\S+?), http (?P<http>\S+?)(?:, auth (?P<auth>\S+?))?(?:,.*)?\n", re.MULTILINE
 )
 
 T = TypeVar("T")
@@ -80,8 +80,9 @@ class Server:
 
     @property
     def log(self) -> str:
-        """All that was logged so far."""
-        return self.logs.read_text(errors="replace")
+        """All that was logged so far, but for a line that is just being written."""
+        text = self.logs.read_text(errors="replace")
+        return text[: text.rfind("\n") + 1]
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
