@@ -179,7 +179,8 @@ def _tell_findings(found: Findings, limiter: RedisLimiter) -> None:
 def _tell_hidden(found: Findings) -> None:
     if found.hidden:
         _log.warning(
-            "redis hides its replication id: a failover may lose a revocation; see wait_replicas", at=list(found.hidden)
+            "redis hides its replication id: a failover may lose a revocation; see FORMGATE_REDIS_WAIT_REPLICAS",
+            at=list(found.hidden),
         )
 
 

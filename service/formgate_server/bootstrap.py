@@ -50,6 +50,7 @@ from formgate_server.rpc.keys import KeyServicer
 from formgate_server.rpc.line import Lines
 from formgate_server.rpc.methods import Method, methods
 from formgate_server.settings import Settings
+from formgate_server.storage.data_folder import read_private
 from formgate_server.storage.guard import GuardedKeys
 from formgate_server.storage.measured import MeasuredKeys, MeasuredLimiter
 from formgate_server.storage.sealer import AesSealer
@@ -349,12 +350,10 @@ async def _check_plans(registry: Registry, policies: Policies) -> None:
 
 
 def _read_token(path: Path) -> str:
-    """Read the bootstrap token. Raises StartError."""
-    try:
-        token = path.read_text(encoding="ascii").strip()
-    except UnicodeDecodeError:
-        token = ""
-    if not _SHORTEST_TOKEN <= len(token) <= _LONGEST_TOKEN or not token.isprintable() or " " in token:
+    """Read the bootstrap token. Raises StartError, and DataFolderError where others may read it."""
+    token = read_private(path).strip()
+    fits = _SHORTEST_TOKEN <= len(token) <= _LONGEST_TOKEN
+    if not fits or not token.isascii() or not token.isprintable() or " " in token:
         message = f"{path} must hold one line of {_SHORTEST_TOKEN} to {_LONGEST_TOKEN} printable ASCII characters"
         raise StartError(message)
     return token

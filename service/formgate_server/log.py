@@ -62,6 +62,8 @@ def set_up(level: str, form: Literal["console", "json"] | None) -> None:
     root.setLevel(level.upper())
     for noisy in ("aiosqlite", "asyncio", "grpc"):  # a line for every statement, every poll, every call
         logging.getLogger(noisy).setLevel(max(logging.INFO, root.level))
+    # It logs what strangers send before anybody has looked at it: each broken value, whole, with a trace.
+    logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
 
 
 def blot(text: str) -> str:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from formgate_server.core.errors import UnavailableError
+from formgate_server.core.fields import LARGEST
 from formgate_server.core.limits import outlives_its_store
 from formgate_server.core.ports import Charge, Charged, EpochMissing, EpochMoved
 from tests.support.clock import DAY, HOUR, MINUTE, SECOND, TODAY, SettableClock
@@ -353,6 +354,20 @@ async def test_a_request_repeated_concurrently_is_charged_once(world: World, per
     for task in tasks:
         outcome = await task
         assert (outcome.denied, outcome.standings[0].remaining) == (None, 60 - cost)
+
+
+@pytest.mark.parametrize("per", [MINUTELY, DAILY])
+async def test_a_request_with_another_cost_is_another_request(world: World, per: Per) -> None:
+    """An id opens no more than what was paid for under it, nor, with the cost of a look, what is used up."""
+    limits = (counter(amount=5, per=per),)
+    await charge(world.limiter, limits, cost=1, request_id="r1")
+    assert (await charge(world.limiter, limits, cost=10**6, request_id="r1")).denied is not None
+    await charge(world.limiter, limits, cost=4, request_id="r1")
+    assert await used(world.limiter, limits) == [5]
+    for cost in (0, 1, 5, LARGEST):
+        assert (await charge(world.limiter, limits, cost=cost, request_id="r1")).denied is not None, cost
+    assert (await charge(world.limiter, limits, cost=4, request_id="r1")).denied is None
+    assert await used(world.limiter, limits) == [5]
 
 
 async def test_a_denial_is_not_remembered(world: World) -> None:

@@ -124,6 +124,12 @@ def test_spoofed(gateway: Gateway, manager: Client, account: str) -> None:
     assert seen["headers"]["x-formgate-key-id"] == made.key.key_id
     assert not seen["headers"].get("x-formgate-created-by")
     assert "ratelimit" not in seen["headers"]
+    alike = ("X_Formgate_Account_Id", "x-formgate_account-id", "X_Formgate-Account_Id")
+    named = ("connection", "close, X-Formgate-Key-Id, x-formgate-ACCOUNT-id")
+    seen = gateway.ask("/v1/forms/f1", made.secret, *((name, "evil") for name in alike), named).seen
+    assert "evil" not in json.dumps(seen)
+    assert seen["headers"]["x-formgate-key-id"] == made.key.key_id
+    assert seen["headers"]["x-formgate-account-id"] == account
     assert gateway.ask("/v1/forms/f1", made.secret, *told, method="POST").status == 403
     assert gateway.ask("/v1/forms/f2", made.secret, *told).status == 403
     there = make(manager, account, ip_rules=["192.0.2.1"]).secret

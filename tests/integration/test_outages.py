@@ -1,4 +1,4 @@
-"""When something is down: each cell of the table in docs/guarantees.md, with real servers stopped, frozen and cut off.
+"""When something is down: the cells of the table in docs/guarantees.md, with real servers stopped, frozen and cut off.
 
 What is slow is in front of a proxy. Nothing hangs, nothing that is not known to be allowed is, verdicts say `degraded`,
 the log says it once, and all heals by itself.

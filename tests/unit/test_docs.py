@@ -73,14 +73,26 @@ def test_the_usual_words_are_shown() -> None:
     assert f"`{wording.BODY}`" in _section("The usual words")
 
 
+def _tests_named_in(page: str) -> int:
+    """Return how many tests a page names, each of which is there; ``…`` is the file that was named last."""
+    named = re.findall(r"`(…|[\w/.]+\.py)(?:::(\w+))?`", page)
+    last = ""
+    for file, test in named:
+        last = last if file == "…" else file
+        text = (ROOT / last).read_text(encoding="utf-8")
+        assert not test or re.search(rf"^(async )?def {test}\(", text, re.MULTILINE), f"{last} has no {test}"
+    return len(named)
+
+
+def test_every_test_that_a_guarantee_names_is_there() -> None:
+    """A promise without its proof would be a hope, too."""
+    assert _tests_named_in((ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")) > 50
+
+
 def test_every_test_that_the_threat_model_names_is_there() -> None:
     """A line of it without its test would be a hope."""
     page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
-    named = re.findall(r"`(tests/[\w/.]+?\.py)(?:::(\w+))?`", page)
-    assert len(named) > 40
-    for file, test in named:
-        text = (ROOT / file).read_text(encoding="utf-8")
-        assert not test or re.search(rf"^(async )?def {test}\(", text, re.MULTILINE), f"{file} has no {test}"
+    assert _tests_named_in(page) > 40
     for line in page.splitlines():
         if line.startswith("| ") and not line.startswith(("| wants to", "| ---")):
             assert "`tests/" in line.rsplit("| ", 1)[1], f"no test: {line}"

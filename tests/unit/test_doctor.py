@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from formgate_server.doctor import machine
+from formgate_server.doctor import machine, stores
 from formgate_server.doctor.findings import Finding, Status
 from formgate_server.policies.policy import load
 from formgate_server.settings import Settings
+from formgate_server.storage.redis.preflight import Facts
+from formgate_server.storage.redis.url import Address
 from tests.support.certificates import Authority
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +68,14 @@ def test_identities_of_a_policy_that_is_gone(given: Settings) -> None:
     """Told with line and field."""
     found = list(machine.certificates(given, None))[-1]
     assert (found.status, "there is no policy default" in found.text) == (Status.FAIL, True)
+
+
+def test_what_a_redis_lacks_is_told_with_the_whole_advice() -> None:
+    """Where the advice has a colon of its own, as rights have, it is not cut there."""
+    facts = Facts(Address("redis", 6379), None, None, replicas=None, replid_in_scripts=True, has_our_keys=False)
+    found = [each for each in stores._of_redis(facts, Settings()) if each.status is Status.FAIL]
+    assert [f"{each.text}: {each.advice}" for each in found] == list(facts.problems)
+    assert [each.advice.partition(" ")[0] for each in found] == ["allow"] * 3
 
 
 def test_a_slip_of_the_pen_is_told() -> None:

@@ -39,7 +39,8 @@ class RotateKey:
             secret = secrets.new_secret(self._policies.by_name[account.policy].prefixes[before.environment])
             after = replace(before, hint=secrets.hint(secret), version=before.version + 1)
             await transaction.update_key(after)
-            await transaction.replace_secret(key_id, self._keeper.stored(after, secret, account), now + overlap)
+            until = now + overlap if overlap else 0  # over by every server's clock
+            await transaction.replace_secret(key_id, self._keeper.stored(after, secret, account), until)
             epoch = await transaction.raise_epoch(account.account_id)
             await transaction.audit(audit.event(caller, "RotateKey", now, before=before, after=after))
             return Changed((after, secret), account.account_id, epoch)

@@ -142,7 +142,7 @@ def _of_redis(facts: redis.Facts, given: Settings) -> Iterator[Finding]:
     at = str(facts.address)
     problems = list(facts.problems)
     for problem in problems:
-        told, _, advice = problem.rpartition(": ")
+        told, _, advice = problem.partition(": ")
         yield fail(_REDIS, told, advice)
     if not problems:
         yield ok(

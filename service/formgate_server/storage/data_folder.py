@@ -95,7 +95,7 @@ class DataFolder:
         """Return the manager's token; where there is none yet, it is what ``make`` makes. Raises DataFolderError."""
         if not self.manager_token_file.exists():
             _write_private(self.manager_token_file, make())
-        return _read_private(self.manager_token_file).strip()
+        return read_private(self.manager_token_file).strip()
 
 
 def manager_token_file(folder: Path) -> Path:
@@ -105,7 +105,7 @@ def manager_token_file(folder: Path) -> Path:
 
 def read_keys(path: Path) -> tuple[bytes, ...]:
     """Return the 1 to 3 secret keys of a file, each a line of 64 hex digits, newest first. Raises DataFolderError."""
-    lines = _read_private(path).split()
+    lines = read_private(path).split()
     # No line is ever shown: a digit too many does not make it less of a secret.
     if not 1 <= len(lines) <= _MOST_KEYS or not all(_KEY_LINE.fullmatch(line) for line in lines):
         raise DataFolderError(f"{path} must hold 1 to {_MOST_KEYS} lines of 64 hex digits each, and nothing else")
@@ -122,7 +122,8 @@ def others_may_read(mode: int, owner: int, reader: int) -> bool:
     return bool(mode & 0o7777 & ~(_FILE_MODE | (_GROUP_READS if handed_over else 0)))
 
 
-def _read_private(path: Path) -> str:
+def read_private(path: Path) -> str:
+    """Return what a file of secrets holds. Raises DataFolderError, also where others may read it."""
     with _explained(path), path.open("rb") as file:
         status = os.fstat(file.fileno())
         if others_may_read(status.st_mode, status.st_uid, os.geteuid()):

@@ -93,7 +93,7 @@ class Shares:
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
         self._shares: dict[str, dict[str, _Share]] = {}  # by account and counter
         self._owed: dict[str, dict[tuple[Counter, ...], int]] = {}  # by account
-        self._admitted: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._admitted: OrderedDict[tuple[str, str], tuple[int, int]] = OrderedDict()
         # By counter: what was let through by shares and may never have been charged. Nothing is owed for it, so an
         # outage that comes again and again would else begin a new share each time.
         self._unsure: OrderedDict[str, State] = OrderedDict()
@@ -146,16 +146,17 @@ class Shares:
             self._unsure.popitem(last=False)
 
     def _is_admitted(self, charge: Charge, now: int) -> bool:
-        while self._admitted and not abs(now - next(iter(self._admitted.values()))) < REMEMBERED:
+        while self._admitted and not abs(now - next(iter(self._admitted.values()))[0]) < REMEMBERED:
             self._admitted.popitem(last=False)
-        return bool(charge.request_id) and (charge.key_id, charge.request_id) in self._admitted
+        _, cost = self._admitted.get((charge.key_id, charge.request_id), (0, None))
+        return cost == charge.cost
 
     def _note(self, charge: Charge, now: int, *, owed: bool) -> None:
         if owed:
             of_account = self._owed.setdefault(charge.account_id, {})
             of_account[charge.counters] = of_account.get(charge.counters, 0) + charge.cost
         if charge.request_id:
-            self._admitted[charge.key_id, charge.request_id] = now
+            self._admitted[charge.key_id, charge.request_id] = now, charge.cost
 
     async def look(self, account_id: str, counters: Sequence[Counter]) -> tuple[Standing, ...]:
         """Tell where the shares stand."""

@@ -28,8 +28,8 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _BROKEN = to_status(InvalidArgumentError("request", "is broken, or a string is not UTF-8"))
 _SLOWEST_READER_SECONDS = 5.0
-_LONGEST_LIBRARY_REQUEST = 65_536
-"""Of health and reflection, in bytes: names are no longer."""
+_LONGEST_LIBRARY_REQUEST = 1_024
+"""Of health and reflection, in bytes: names are no longer, and who watches one makes us keep it."""
 _SETTLE_SECONDS = 0.1
 _EVERYBODY = frozenset(ServiceRole)
 _LISTENERS = 16

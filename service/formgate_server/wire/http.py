@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -15,6 +19,8 @@ from formgate_server import metrics
 
 _log = structlog.get_logger("formgate.http")
 _TEXT = "text/plain; charset=utf-8"
+_MOST_CONNECTIONS = 64
+_LONGEST_CONNECTION_SECONDS = 30.0
 
 
 class HttpServer:
@@ -56,8 +62,45 @@ class HttpServer:
 
 
 class _Server(ThreadingHTTPServer):
+    """Connections are few and short, whoever makes them: each has a thread and a file of this process."""
+
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = 128  # a probe does not wait for its SYN to be sent again
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._open: dict[socket.socket, float] = {}
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - the library's
+        while len(self._open) >= _MOST_CONNECTIONS:  # the oldest: a probe is answered long before it is that
+            self._end(next(iter(self._open)))
+        self._open[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """End what has had its time; called twice a second."""
+        latest = time.monotonic() - _LONGEST_CONNECTION_SECONDS
+        for connection, began in list(self._open.items()):
+            if began < latest:
+                self._end(connection)
+
+    def _end(self, connection: socket.socket) -> None:
+        """Have the thread of a connection find that it has ended."""
+        self._open.pop(connection, None)
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401 - the library's
+        self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401, ARG002 - the library's
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError | ValueError):  # cut off, or no HTTP: strangers may fill no log
+            _log.debug("http", line=type(error).__name__)
+        else:
+            _log.exception("an answer over HTTP failed")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -71,7 +114,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path == "/metrics":
-            encode, content_type = choose_encoder(self.headers.get("accept", ""))
+            try:
+                encode, content_type = choose_encoder(self.headers.get("accept", ""))
+            except (TypeError, ValueError):  # it asks for a version that is none
+                encode, content_type = choose_encoder("")
             self._answer(200, content_type, encode(self.registry))
         elif path in self.probes:
             good = self.probes[path]()

@@ -225,6 +225,8 @@ async def test_a_request_is_charged_once_without_redis_too(world: World) -> None
     assert admitted(await world.charge(49))
     assert admitted(await world.charge(1, request_id="r1"))
     assert not admitted(await world.charge())
+    assert not admitted(await world.charge(2, request_id="r1"))
+    assert not admitted(await world.charge(0, request_id="r1"))
 
 
 async def test_the_epoch_is_the_databases(world: World) -> None:

@@ -111,6 +111,16 @@ def test_by_method() -> None:
         assert asked.by_method is by_method, said
 
 
+@pytest.mark.parametrize("header", ["x-http-method-override", "x-http-method", "x-method-override"])
+def test_a_second_method(header: str) -> None:
+    """One that a header names, which what is behind the gateway may heed, is not decided about; nor is it asked for."""
+    asked = REQUEST._replace(headers={"authorization": "Bearer k", header: "GET"})
+    assert isinstance(query(asked, method="request"), Ambiguous)
+    assert isinstance(query(asked, method="request", permission="forms.read"), Ambiguous)
+    assert isinstance(query(asked, method="DELETE"), CheckQuery)
+    assert isinstance(query(asked, permission="forms.read"), CheckQuery)
+
+
 def test_what_the_gateway_does_not_tell() -> None:
     """A route that asks for what the gateway did not tell is an error, never a check that asks for less."""
     silent = Request("", "", {})

@@ -219,7 +219,7 @@ class MemoryLimiter:
         request = (charge.key_id, charge.request_id) if charge.request_id else None
         if request is not None and request in self._admissions:
             admission = self._admissions[request]
-            if _remembered(admission.time, now):
+            if admission.cost == charge.cost and _remembered(admission.time, now):
                 return self._told(charge.counters, cells, now)
         spent = spend(charge.counters, [cell.state for cell in cells], charge.cost, now)
         if (

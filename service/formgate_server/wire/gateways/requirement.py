@@ -4,8 +4,9 @@
 permission     Names, separated by commas: all are needed.
 resource       Paths, separated by commas: one of them must be covered. ``{2}`` is the second segment of the request's
                path, ``{2*}`` the second and all that follow.
-method         ``request``: the request's own, which the policy maps to a level; or one, such as ``GET``. Where no
-               permission is said, keys of a policy without ``methods`` are denied: it would ask nothing of them.
+method         ``request``: the request's own, which the policy maps to a level (and none that a header names besides);
+               or one, such as ``GET``. Where no permission is said, keys of a policy without ``methods`` are denied: it
+               would ask nothing of them.
 only           ``authenticate``: the route asks for nothing but a good key.
 api_group      The API group of the route.
 environment    ``live`` or ``test``: what the key must be of.
@@ -46,6 +47,8 @@ _HEADER = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
 _METHOD = re.compile(r"[A-Z]{1,32}", re.ASCII)
 _ADDRESS = re.compile(r"([a-z0-9-]{1,64})(?::([1-9][0-9]?))?", re.ASCII)
 _AUTHORIZATION = "authorization"
+_OVERRIDES = frozenset({"x-http-method-override", "x-http-method", "x-method-override"})
+"""By which many frameworks take another method than the request's."""
 _QUERY = "query:"
 
 
@@ -133,6 +136,8 @@ class Requirement:
             method = _told(request.method, "the request's method")
             if not _METHOD.fullmatch(method):
                 return Ambiguous("The method is not one in capitals.")
+            if not _OVERRIDES.isdisjoint(request.headers):
+                return Ambiguous("The request names another method in a header: which one is meant?")
         key, authorization = self._credential(request)
         return self._same._replace(
             key=key,

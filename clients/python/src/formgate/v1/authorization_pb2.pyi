@@ -257,7 +257,9 @@ class CheckKeyRequest(_message.Message):
     cost: _builtins.int
     """Units to charge, >= 0. Absent: 1. With 0 nothing is charged and a limit denies when nothing remains."""
     request_id: _builtins.str
-    """An id. An admission repeated with it within 60 seconds is not charged again; all else is decided anew. The key's own."""
+    """An id, of the caller's making and never the end user's. An admission repeated with it and the same cost within 60
+    seconds is not charged again; all else is decided anew. The key's own.
+    """
     policy: _builtins.str
     """Only this policy's keys count; others are KEY_NOT_FOUND."""
     explain: _builtins.bool

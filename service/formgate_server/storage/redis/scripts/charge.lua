@@ -112,10 +112,12 @@ local function remember(key, milliseconds, what, cost, counters, words)
   call('SET', key, kept, 'PX', milliseconds)
 end
 
-local function known(key, what)
+-- Whether this was done before. With another cost it was not this: an id does not open what it did not pay for.
+local function known(key, what, cost)
   local value = call('GET', key)
   if value and what == 'c' then
-    return math.abs(now - tonumber(string.match(value, '^%d+'))) < 60000000
+    local at, paid = string.match(value, '^(%d+)\n(%d+)\n')
+    return math.abs(now - tonumber(at)) < 60000000 and tonumber(paid) == cost
   end
   return value
 end
@@ -146,7 +148,7 @@ local function decide(what, cost, key, milliseconds, counters, words)
   if missing then
     return missing
   end
-  if what == 'l' or key and known(key, what) then
+  if what == 'l' or key and known(key, what, cost) then
     return told_packed(KNOWN, counters)
   end
   local wanted = cost > 0 and cost or 1
