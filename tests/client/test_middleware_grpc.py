@@ -296,6 +296,28 @@ def test_a_denial_ends_the_call_before_its_handler(
     assert GONE_ON == []
 
 
+@pytest.mark.parametrize("method", ["Put", "Talk"])
+def test_who_shows_no_key_holds_no_thread(method: str) -> None:
+    """A stream without a credential is refused before its first message, which may never come."""
+    fake = FakeFormgate()
+    served = Serving("threads", fake)
+    never = threading.Event()
+
+    def silent() -> Iterator[Site]:
+        never.wait()
+        yield from ()
+
+    try:
+        call = served.channel.stream_stream(f"/sites.Sites/{method}", _written, _site)
+        calls = [call(silent(), timeout=10) for _ in range(3)]  # the server has two threads
+        assert [each.code() for each in calls] == [grpc.StatusCode.UNAUTHENTICATED] * 3
+        assert [(check.resources, check.source_ip) for check in fake.checks] == [((), "127.0.0.1")] * 3
+    finally:
+        never.set()
+        served.channel.close()
+        served.stop()
+
+
 def test_a_limit_says_when_to_come_back(serving: Serving, fake: FakeFormgate) -> None:
     """RESOURCE_EXHAUSTED, which limit it was, and RetryInfo."""
     limited = fake.add_key(

@@ -8,12 +8,15 @@ from functools import cache
 from typing import Any
 
 import pytest
+from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
 
 from formgate.errors import InvalidRequestError
-from formgate.middleware import Rule
+from formgate.fallback import level_of
+from formgate.middleware import Open, Rule, wsgi
 from formgate.middleware.answers import Answers
+from formgate.rules.grants import Level
 from formgate.testing import FakeFormgate, FakeKey, FakeLimit, Grant, Reason
 from formgate.verdict import HttpDenial, Verdict
 from tests.support.calling import Answered, AsgiCall, Call, WsgiCall
@@ -295,6 +298,18 @@ def test_case_and_slashes_at_the_end_make_another_path(call: Call, key: FakeKey)
         assert (answered.status, error_of(answered)) == (403, "NO_RULE"), target
 
 
+def test_a_slash_at_the_end_is_no_way_around_a_rule(fake: FakeFormgate, key: FakeKey) -> None:
+    """Flask may route /admin and /admin/ to the same view, and a wide rule below answers for neither of them."""
+    for route in ("/admin", "/admin/"):
+        app = Flask(__name__)
+        app.url_map.strict_slashes = False
+        app.add_url_rule(route, "admin", lambda: "secret")
+        rules = [Rule("GET", route, permissions=["forms.delete"]), Open("GET", "/{rest:path}")]
+        app.wsgi_app = wsgi.FormgateMiddleware(app.wsgi_app, fake.client, rules)  # type: ignore[method-assign]
+        call = WsgiCall(app)
+        assert {call(target, headers=key.headers).status for target in ("/admin", "/admin/")} == {403}
+
+
 @pytest.mark.parametrize("target", ["/forms/f1%2fsubmissions%2f7", "/files/a%2Fb"])
 def test_an_encoded_slash_is_what_the_framework_takes_it_for(make: Make, fake: FakeFormgate, target: str) -> None:
     """Where the server tells how a path was written it is refused; elsewhere it is the slash that it is routed by."""
@@ -433,6 +448,49 @@ def test_resources_that_a_function_makes(make: Make, fake: FakeFormgate) -> None
     call = make(fake, [Rule("GET", "/forms/{form_id}", permissions=["forms.read"], resources=paths)])
     statuses = [call(f"/forms/{form}", headers=key.headers).status for form in ("f1", "f2", "f3")]
     assert statuses == [200, 503, 400]
+
+
+@pytest.mark.parametrize("needed", [{"only_authenticate": True}, {"permissions": ["forms.read"]}, {"by_method": True}])
+def test_a_function_that_names_no_resource_lets_nobody_in(make: Make, fake: FakeFormgate, needed: Any) -> None:
+    """Without a resource any good key would do; that the path names nothing is no reason for it."""
+    key = fake.add_key(grants=[Grant("*", ("*",))])
+    call = make(fake, [Rule("GET", "/forms/{form_id}", resources=lambda _: [], **needed)])
+    assert error_of(call("/forms/f1", headers=key.headers)) == "BAD_PATH"
+    assert not fake.checks
+
+
+def test_a_method_that_is_too_long_is_a_bad_request(
+    make: Make, fake: FakeFormgate, key: FakeKey, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The service takes 64 characters: more is the caller's mistake, and no operator is called."""
+    call = make(fake, [Rule("*", "/forms/{form_id}", permissions=["forms.read"], resources=["forms/{form_id}"])])
+    assert error_of(call("/forms/f1", "M" * 65, key.headers)) == "BAD_PATH"
+    assert not fake.checks
+    assert [record for record in caplog.records if record.name.startswith("formgate")] == []
+    call("/forms/f1", "M" * 64, key.headers)
+    assert [check.http_method for check in fake.checks] == ["M" * 64]
+
+
+@pytest.mark.parametrize(
+    ("method", "needed", "level"),
+    [
+        ("GET", {"only_authenticate": True}, Level.READ),
+        ("POST", {"only_authenticate": True}, Level.WRITE),
+        ("DELETE", {"only_authenticate": True}, Level.MANAGE),
+        ("STRANGE", {"only_authenticate": True}, Level.MANAGE),
+        ("GET", {"only_authenticate": True, "level": "manage"}, Level.MANAGE),
+        ("GET", {"permissions": ["forms.read"]}, Level.READ),
+        ("DELETE", {"permissions": ["forms.read"]}, Level.MANAGE),
+        ("DELETE", {"permissions": ["forms.read"], "level": "read"}, Level.READ),
+    ],
+)
+def test_how_much_a_request_does_is_known_without_the_service(
+    make: Make, fake: FakeFormgate, method: str, needed: Any, level: Level
+) -> None:
+    """The client's fail mode goes by the rule's level, else by the method, also where no method is asked about."""
+    make(fake, [Rule("*", "/forms/{form_id}", **needed)])("/forms/f1", method)
+    (check,) = fake.checks
+    assert level_of(check) is level
 
 
 @pytest.mark.parametrize(

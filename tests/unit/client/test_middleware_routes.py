@@ -8,8 +8,10 @@ from fastapi import Depends, FastAPI
 from fastapi import WebSocket as FastapiWebSocket
 from flask import Flask
 
+from formgate.fallback import level_of
 from formgate.middleware import ByRoute, Open, Rule, asgi, current_verdict, wsgi
 from formgate.middleware.guard import Asker
+from formgate.rules.grants import Level
 from formgate.testing import FakeFormgate, FakeKey, FakeLimit, Grant, Reason
 from tests.support.calling import AsgiCall, Call, WsgiCall
 
@@ -100,8 +102,22 @@ def test_a_route_that_forgot_to_ask_is_not_heard(
     for target in ("/forgot", "/nowhere"):
         answered = call(target, headers=key.headers)
         assert (answered.status, b"somebody" in answered.body) == (403, False)
-    assert "requires" in caplog.text
+    (told,) = (record for record in caplog.records if record.name.startswith("formgate"))  # for all of them
+    assert ("requires" in told.message, told.levelname) == (True, "WARNING")
     assert not fake.checks
+
+
+def test_a_route_that_has_not_asked_is_told_of_once_a_minute(
+    fake: FakeFormgate, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks for what is not there must not fill the log."""
+    now = [5.0]
+    monkeypatch.setattr("formgate.middleware.guard.monotonic", lambda: now[0])
+    call = flask(fake, [])
+    for seconds, lines in ((5.0, 1), (64.0, 1), (65.0, 2), (66.0, 2)):
+        now[0] = seconds
+        call("/nowhere")
+        assert len(caplog.records) == lines
 
 
 def test_a_generator_is_heard_only_if_it_has_asked(fake: FakeFormgate, key: FakeKey) -> None:
@@ -117,6 +133,88 @@ def test_a_generator_is_heard_only_if_it_has_asked(fake: FakeFormgate, key: Fake
 
     answered = WsgiCall(wsgi.FormgateMiddleware(app, fake.client, ALL))("/x", headers=key.headers)
     assert (answered.status, b"somebody" in answered.body, closed) == (403, False, [True])
+
+
+class Body:
+    """A WSGI application's body that knows whether it was closed."""
+
+    def __init__(self, parts: Any) -> None:
+        self.closed = 0
+        self._parts = parts
+
+    def __iter__(self) -> Any:
+        return self._parts
+
+    def close(self) -> None:
+        """Count it."""
+        self.closed += 1
+
+
+def asking(parts: Any) -> Any:
+    """Make a WSGI application that asks, and then makes its body of what ``parts`` yields."""
+
+    @wsgi.requires(only_authenticate=True)
+    def app(environ: Any, start_response: Any) -> Any:
+        body = Body(parts(start_response))
+        environ["made"].append(body)
+        return body
+
+    return app
+
+
+def test_a_body_that_fails_at_once_is_closed(fake: FakeFormgate, key: FakeKey) -> None:
+    """Whatever the application holds for it is given back, and the error goes on to the server."""
+
+    def parts(start_response: Any) -> Any:
+        yield from map(open, ["/no/such/file"])
+
+    made: list[Body] = []
+    call = WsgiCall(wsgi.FormgateMiddleware(asking(parts), fake.client, ALL), made=made)
+    with pytest.raises(FileNotFoundError):
+        call("/x", headers=key.headers)
+    assert [body.closed for body in made] == [1]
+
+
+def test_what_is_written_later_is_not_lost(fake: FakeFormgate, key: FakeKey) -> None:
+    """``write`` of WSGI goes to the server as soon as the answer has begun, and stays in order."""
+
+    def parts(start_response: Any) -> Any:
+        write = start_response("200 OK", [])
+        write(b"1")
+        yield b"2"
+        write(b"3")
+        yield b"4"
+
+    sent: list[bytes] = []
+    guarded = wsgi.FormgateMiddleware(asking(parts), fake.client, ALL)
+
+    def server(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        for part in guarded(environ, lambda *_: sent.append):
+            sent.append(part)  # noqa: PERF402 - in between, `write` does the same
+        return []
+
+    WsgiCall(server, made=[])("/x", headers=key.headers)
+    assert b"".join(sent) == b"1234"
+
+
+def test_an_error_in_the_middle_of_a_body_is_the_servers(fake: FakeFormgate, key: FakeKey) -> None:
+    """An answer that has begun can not be another one: the server raises the error and ends the connection."""
+
+    def parts(start_response: Any) -> Any:
+        start_response("200 OK", [])
+        yield b"half"
+        error = OSError("the disk is gone")
+        start_response("500 Internal Server Error", [], (OSError, error, None))
+        yield b"another"
+
+    def strict(status: str, headers: Any, exc_info: Any = None) -> Any:
+        if exc_info is not None:
+            raise exc_info[1]
+
+    guarded = wsgi.FormgateMiddleware(asking(parts), fake.client, ALL)
+    with pytest.raises(OSError, match="disk"):
+        WsgiCall(lambda environ, _: b"".join(guarded(environ, strict)), made=[])("/x", headers=key.headers)
 
 
 def test_without_the_middleware_nothing_is_asked_and_nothing_runs() -> None:
@@ -188,6 +286,21 @@ def test_a_websocket_is_let_in_by_its_rule(sockets: Any, key: FakeKey, path: str
     (accept,) = Socket(sockets, f"{path}/f1", key, extensions=True).sent
     assert accept["type"] == "websocket.accept"
     assert (b"ratelimit", b'"rate";r=99') in accept["headers"]
+
+
+@pytest.mark.parametrize("path", ["/live", "/asks"])
+def test_a_websocket_is_no_plain_read(sockets: Any, fake: FakeFormgate, key: FakeKey, path: str) -> None:
+    """A client that lets reads in while the service is away does not open a socket: it may be for anything."""
+    Socket(sockets, f"{path}/f1", key, extensions=True)
+    (check,) = fake.checks
+    assert (check.http_method, level_of(check)) == ("GET", Level.MANAGE)
+
+
+def test_a_websocket_may_be_a_plain_read_by_its_rule(fake: FakeFormgate, key: FakeKey) -> None:
+    """Who writes the table knows what a socket is for."""
+    rule = Rule("WEBSOCKET", "/live", permissions=["forms.read"], level="read")
+    Socket(asgi.FormgateMiddleware(FastAPI(openapi_url=None), fake.async_client, [rule]), "/live", key, extensions=True)
+    assert [level_of(check) for check in fake.checks] == [Level.READ]
 
 
 @pytest.mark.parametrize("path", ["/live", "/asks"])

@@ -12,7 +12,8 @@ from formgate.middleware import ByRoute, Open, Rule, proxies
 from formgate.middleware.answers import limit_fields
 from formgate.middleware.proxies import TrustedProxies
 from formgate.middleware.rules import Line, Rules
-from formgate.verdict import Holder, LimitStatus
+from formgate.rules.grants import Level
+from formgate.verdict import Environment, Holder, LimitStatus
 
 good = partial(Rule, only_authenticate=True)
 """Any good key will do."""
@@ -102,6 +103,83 @@ def test_a_rule_that_can_not_be_meant_is_refused(fields: dict[str, Any]) -> None
     """It says so where it is written, and not at the first request; that nothing is needed is never left unsaid."""
     with pytest.raises(ValueError, match=r"only_authenticate|resource|WebSocket"):
         Rule(**{"method": "GET", "path": "/forms/{id}", **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"level": "reed"}, "'reed' is no level"),
+        ({"level": 0}, "is no level"),
+        ({"environment": "prod"}, "'prod' is no environment"),
+        ({"environment": 0}, "is no environment"),
+        ({"cost": -1}, "cost -1"),
+        ({"cost": "2"}, "cost '2'"),
+        ({"cost": True}, "cost True"),
+    ],
+)
+def test_a_value_that_a_check_can_not_have_is_refused(fields: dict[str, Any], told: str) -> None:
+    """A mistyped level, environment or cost: the application does not start, in place of 503 at every request."""
+    with pytest.raises(ValueError, match=told):
+        good("GET", "/forms", **fields)
+
+
+def test_values_that_a_check_can_have() -> None:
+    """Names in either case, the enumerations' members, and what costs nothing."""
+    for level, environment, cost in (
+        ("read", "live", 0),
+        ("MANAGE", "TEST", 1),
+        (Level.WRITE, Environment.TEST, 10**6),
+    ):
+        good("GET", "/forms", level=level, environment=environment, cost=cost)
+
+
+SLASHES = [
+    # The wide rule does not answer for the other form of a path that a narrower one names.
+    ("/admin", "/{rest:path}", "/admin/", None),
+    ("/admin", "/{rest:path}", "/admin", "/admin"),
+    ("/admin/", "/{rest:path}", "/admin", None),
+    ("/admin/", "/{rest:path}", "/admin/", "/admin/"),
+    ("/admin/{id}", "/admin/{rest:path}", "/admin/7/", None),
+    ("/admin", "/admin/{rest:path}", "/admin/", None),
+    ("/admin", "/admin/{rest:path}", "/admin/7", "/admin/{rest:path}"),
+    ("/admin", "/{any}/{rest:path}", "/admin/", None),
+    ("/admin/", "/{any}", "/admin", None),
+    ("/admin", "/{any}/", "/admin/", None),
+    ("/admin/{id}", "/{any}/7/", "/admin/7/", None),  # neither is the narrower
+    ("/admin/{rest:path}", "/{rest:path}", "/admin", None),
+    ("/admin/{rest:path}", "/{rest:path}", "/admin/", "/admin/{rest:path}"),
+    # What the table names it decides.
+    ("/admin", "/admin/", "/admin", "/admin"),
+    ("/admin", "/admin/", "/admin/", "/admin/"),
+    ("/forms/{id}", "/forms/{id}/", "/forms/f1/", "/forms/{id}/"),
+    # No rule for one of the forms: that one is denied, or the only one decides.
+    ("/admin", "/forms", "/admin/", None),
+    ("/admin/", "/forms", "/admin", None),
+    ("/", "/{rest:path}", "/", "/"),
+    ("/", "/{rest:path}", "/x/", "/{rest:path}"),
+    ("/admin", "/files/{rest:path}", "/files/", "/files/{rest:path}"),
+    ("/admin", "/files/{rest:path}", "/files/a/", "/files/{rest:path}"),
+    ("/admin", "/files/{rest:path}", "/files/a", "/files/{rest:path}"),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "path", "found"), SLASHES)
+@pytest.mark.parametrize("lenient", [False, True], ids=["open below", "open above"])
+def test_a_slash_at_the_end_is_no_way_around_a_rule(
+    first: str, second: str, path: str, found: str | None, *, lenient: bool
+) -> None:
+    """Frameworks may route both forms to the same code: a wide rule decides none where a narrower has the other."""
+    rules = [Open("GET", first), good("GET", second)] if lenient else [good("GET", first), Open("GET", second)]
+    line = Rules(rules).find("GET", path)
+    assert (line and line.rule.path) == found
+
+
+def test_only_so_many_proxies_count() -> None:
+    """What is behind 32 trusted ones is not known, and is not looked for: the header may be as long as it likes."""
+    trusting = TrustedProxies(["10.0.0.0/8"])
+    for hops, client in ((31, "192.0.2.1"), (32, ""), (200, "")):
+        assert trusting.client("10.0.0.1", ", ".join(["192.0.2.1", *["10.0.0.2"] * hops])) == client
+    assert trusting.client("10.0.0.1", "x," * 500_000 + "192.0.2.1") == "192.0.2.1"
 
 
 def test_proxies_that_are_none_are_refused() -> None:

@@ -26,7 +26,7 @@ from typing import Any, Protocol, TypeAlias
 from formgate.middleware.answers import Answers
 from formgate.middleware.current import current_verdict
 from formgate.middleware.current import verdict as current
-from formgate.middleware.guard import Asker, BadValueError, Denial, Guard, NoRuleError, checked, logger
+from formgate.middleware.guard import Asker, BadValueError, Denial, Guard, NoRuleError, checked
 from formgate.middleware.rules import WEBSOCKET, ByRoute, Line, Need, Open, Resources, Rule, Values
 from formgate.verdict import Verdict
 
@@ -120,8 +120,7 @@ class FormgateMiddleware:
             if not heard and denial is None:
                 denial = asking.denial
                 if denial is None and must_ask and asking.verdict is None:
-                    logger.error("a route has answered without having asked: `requires` is missing")
-                    denial = self._guard.no_rule(asking.asker.method)
+                    denial = self._guard.unasked()
                 if denial is not None:
                     await _deny(denial, scope, send)
                     return

@@ -121,6 +121,11 @@ class Gate:
             asked["resources"] = rule.resources_of(message)
         return asked
 
+    def asked_by_nobody(self, rule: Method, asker: Asker) -> dict[str, Any]:
+        """Return the arguments of ``Client.check`` for a call that shows no key, whatever its message will say."""
+        source_ip = self._proxies.client(asker.peer, asker.forwarded_for)
+        return {**rule.asked, "source_ip": source_ip, "authorization": asker.authorization}
+
     def refusal(self, verdict: Verdict) -> Refusal | None:
         """Return how a call ends that may not go on; None: it may. Only ``True`` is a yes."""
         if verdict.allowed is True:

@@ -100,6 +100,7 @@ class FormgateInterceptor(grpc.ServerInterceptor):
             _end(context, rule)
         first = request
         if streams and rule.reads_message:
+            self._refuse_nobody(rule, context)
             first = next(request, None)
             if first is None:
                 _end(context, self._gate.empty())
@@ -109,6 +110,17 @@ class FormgateInterceptor(grpc.ServerInterceptor):
         if streams and rule.reads_message:
             request = self._watched(rule, first, request, context)
         return request, answer
+
+    def _refuse_nobody(self, rule: Method, context: grpc.ServicerContext) -> None:
+        """End a call that shows no key: its first message may never come, and a thread would wait for it."""
+        asker = self._gate.asker(context.invocation_metadata(), context.peer())
+        if not asker.key and not asker.authorization.strip():
+            try:  # the words are the service's; without a credential it looks at nothing else
+                refusal = self._gate.refusal(self._client.check(**self._gate.asked_by_nobody(rule, asker)))
+            except Exception as error:  # noqa: BLE001 - never through
+                refusal = self._gate.failed(error, asker)
+            if refusal is not None:
+                _end(context, refusal)
 
     def _ask(self, rule: Method, message: Any, context: grpc.ServicerContext) -> Verdict | Refusal:  # noqa: ANN401
         asker = self._gate.asker(context.invocation_metadata(), context.peer())

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from formgate.asking import Check
+from formgate.clock import monotonic
 from formgate.errors import FormgateError
+from formgate.fallback import level_of
 from formgate.middleware.answers import Answers, Fields, denial_fields, limit_fields
 from formgate.middleware.paths import BadValueError, checked, is_ambiguous
 from formgate.middleware.proxies import TrustedProxies
@@ -14,6 +18,11 @@ from formgate.middleware.rules import WEBSOCKET, Found, Line, Need, Rules, Value
 from formgate.verdict import HttpDenial, Verdict
 
 logger = logging.getLogger("formgate.middleware")
+
+_LONGEST_METHOD = 64
+"""Characters that the service takes for a method."""
+_PAUSE = 60.0
+"""Seconds between two lines of the log that anybody can bring about."""
 
 
 class Asker(NamedTuple):
@@ -63,6 +72,7 @@ class Guard:
         self._limit_headers = limit_headers
         self._clock = clock
         self.key_header = key_header.lower()
+        self._told = -math.inf
 
     def find(self, method: str, path: str, raw: bytes = b"") -> Found | Denial:
         """Return the rule for a request, or the denial of one that has none."""
@@ -73,6 +83,17 @@ class Guard:
     def no_rule(self, method: str) -> Denial:
         """Deny what no rule is for; an operator is told, for a rule may have been forgotten. Paths may hold secrets."""
         logger.warning("a %s request was denied that no rule matches", method if method.isalpha() else "strange")
+        return self._plain(self._answers.no_rule)
+
+    def unasked(self) -> Denial:
+        """Deny the answer of a route that has not asked. An operator is told now and then: it may have none to ask."""
+        now = monotonic()
+        if now - self._told >= _PAUSE:
+            self._told = now
+            logger.warning(
+                "a route has answered without having asked, and was not heard: `requires` is missing, or there is no "
+                "such route, or the framework refused the request; said once a minute at most"
+            )
         return self._plain(self._answers.no_rule)
 
     def bad_value(self) -> Denial:
@@ -91,6 +112,8 @@ class Guard:
         """
         if need.by_method and asker.method == WEBSOCKET:  # of a rule for any method, or a route that asks for itself
             raise NoRuleError
+        if len(asker.method) > _LONGEST_METHOD:
+            raise BadValueError("method")
         return arguments(need, values, asker, self._proxies)
 
     def denial(self, verdict: Verdict) -> Denial | None:
@@ -113,6 +136,9 @@ def arguments(need: Need, values: Values, asker: Asker, proxies: TrustedProxies)
     asked = {**need.asked, "source_ip": proxies.client(asker.peer, asker.forwarded_for)}
     if not need.only_authenticate:
         asked["http_method"] = "GET" if asker.method == WEBSOCKET else asker.method
+    if need.level is None and (need.only_authenticate or asker.method == WEBSOCKET):
+        # The client is told no method, or that of a handshake, which does not say what the socket is for.
+        asked["level"] = level_of(Check(http_method=asker.method))
     if need.templates:
         asked["resources"] = tuple([template.fill(values) for template in need.templates])
     if asker.key:

@@ -41,7 +41,7 @@ class PathTemplate:
     A placeholder takes one whole segment, never an empty one.
     """
 
-    __slots__ = ("_names", "_statics", "_tail", "names", "segments", "text")
+    __slots__ = ("_bare", "_names", "_statics", "_tail", "names", "segments", "text")
 
     def __init__(self, text: str) -> None:
         """Read a template. Raises ValueError."""
@@ -68,6 +68,7 @@ class PathTemplate:
             else:
                 names.append((at, placeholder[1]))
                 self.segments += (None,)
+        self._bare = self.segments[:-1] if self.segments[-1:] == ("",) else self.segments
         self._names = tuple(names)
         self._statics = tuple((at, segment) for at, segment in enumerate(self.segments) if segment is not None)
         self.names = frozenset(name for _, name in names) | ({self._tail} if self._tail else set())
@@ -114,6 +115,13 @@ class PathTemplate:
         elif other._tail or len(others) != len(mine):
             return False
         return all(own == text or (own is None and text != "") for own, text in zip(mine, others, strict=False))
+
+    def covers_but_for_a_slash(self, other: PathTemplate) -> bool:
+        """Tell the same for whom a slash at the end of a path counts for nothing."""
+        mine, others = self._bare, other._bare
+        if len(others) < len(mine) or (not self._tail and (other._tail or len(others) != len(mine))):
+            return False
+        return all(own is None or own == text for own, text in zip(mine, others, strict=False))
 
     def meets(self, other: PathTemplate) -> bool:
         """Tell whether there is a path that both match."""
@@ -163,8 +171,11 @@ class BadValueError(Exception):
 
 
 def checked(resources: Iterable[str]) -> tuple[str, ...]:
-    """Return resources that the application has made up itself. Raises BadValueError."""
+    """Return resources that the application has made up itself. Raises BadValueError.
+
+    None at all are no resources either: a check that names none may ask for no more than any good key.
+    """
     given = (resources,) if isinstance(resources, str) else tuple(resources)
-    if not all(map(is_resource, given)):
+    if not given or not all(map(is_resource, given)):
         raise BadValueError("resources")
     return given

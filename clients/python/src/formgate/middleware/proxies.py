@@ -10,6 +10,8 @@ from formgate.rules.addresses import AddressRules, parse_address
 UNIX = "unix"
 """A trusted "proxy": whoever connects by a Unix socket, which has no address."""
 
+_MOST_HOPS = 32
+
 
 class TrustedProxies:
     """Single addresses, blocks, ``10.1.*.*`` as in a key's address rules, and ``unix``. Empty: none, the default."""
@@ -27,17 +29,18 @@ class TrustedProxies:
         """Return the client's address; empty: not known, so that keys with address rules are denied.
 
         ``forwarded_for`` is the value of X-Forwarded-For, all of them joined by commas. Each proxy adds to its end whom
-        it saw: read from there, whatever stands before the first address that is not trusted may be made up.
+        it saw: read from there, whatever stands before the first address that is not trusted may be made up. So may one
+        that is behind more trusted ones than anybody has.
         """
         address = readable(peer)
         if not forwarded_for or not self._trusts(address, peer):
             return address
-        rest: str = forwarded_for
-        while True:
-            rest, comma, last = rest.rpartition(",")
+        hops = forwarded_for.rsplit(",", _MOST_HOPS)
+        for last in reversed(hops[-_MOST_HOPS:]):
             address = readable(_without_port(last.strip(" \t")))
-            if not comma or not address or not self._trusts(address, address):
+            if not address or not self._trusts(address, address):
                 return address
+        return address if len(hops) <= _MOST_HOPS else ""
 
     def _trusts(self, address: str, peer: str) -> bool:
         if not peer:

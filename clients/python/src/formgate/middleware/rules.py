@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
+from formgate.fallback import level_named
 from formgate.middleware.paths import PathTemplate, ResourceTemplate
 from formgate.rules.grants import Level
 from formgate.verdict import Environment
@@ -61,6 +62,7 @@ class Need:
             raise ValueError("permissions, only_authenticate or by_method: just one of them")
         given = self.resources
         texts = () if callable(given) else (given,) if isinstance(given, str) else tuple(given)
+        self._check_values()
         object.__setattr__(self, "permissions", permissions)
         object.__setattr__(self, "templates", tuple(map(ResourceTemplate.read, texts)))
         asked: dict[str, Any] = {"permissions": permissions}
@@ -70,6 +72,17 @@ class Need:
         if self.cost != 1:
             asked["cost"] = self.cost
         object.__setattr__(self, "asked", asked)
+
+    def _check_values(self) -> None:
+        """Raise ValueError for what a client would refuse at each request, or an outage bring to light."""
+        if self.level is not None:
+            level_named(self.level)
+        given = self.environment
+        named = given.upper() if isinstance(given, str) else given
+        if named not in (None, "", *Environment, *Environment.__members__):
+            raise ValueError(f"{given!r} is no environment: live or test")
+        if type(self.cost) is not int or self.cost < 0:
+            raise ValueError(f"cost {self.cost!r} is no whole number from 0 on")
 
     def check_names(self, names: Iterable[str]) -> None:
         """Raise ValueError where a resource has a placeholder that the path has not."""
@@ -139,7 +152,8 @@ class Rules:
     """The table, compiled: for each number of segments and each first one, the paths that may match, in order.
 
     The first path that matches decides, also where it has no rule for the method: a framework may route all methods of
-    a path to the same code, and a rule for a wider path was not made for that.
+    a path to the same code, and a rule for a wider path was not made for that. For the same reason a rule does not
+    decide a path where a narrower one decides the same path but for a slash at its end.
     """
 
     __slots__ = ("_by_length",)
@@ -167,15 +181,24 @@ class Rules:
     def find(self, method: str, path: str) -> Found | None:
         """Return the rule for a path that is not ambiguous; None: there is none, and the request is denied."""
         segments = path[1:].split("/")
+        one = self._first(segments)
+        if one is None:
+            return None
+        if len(path) > 1:
+            other = self._first([*segments, ""] if segments[-1] else segments[:-1])
+            if other is not None and other is not one and not other.template.covers_but_for_a_slash(one.template):
+                return None
+        found = one.by_method.get(method) or one.by_method.get(ANY)
+        if found is None:
+            return None
+        rule, template = found
+        return Found(rule, template.values(segments))
+
+    def _first(self, segments: list[str]) -> _Path | None:
         by_first = self._by_length[min(len(segments), len(self._by_length) - 1)]
         for one in by_first.get(segments[0]) or by_first[None]:
-            if not one.template.matches(segments):
-                continue
-            found = one.by_method.get(method) or one.by_method.get(ANY)
-            if found is None:
-                return None
-            rule, template = found
-            return Found(rule, template.values(segments))
+            if one.template.matches(segments):
+                return one
         return None
 
 

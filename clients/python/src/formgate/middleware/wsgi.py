@@ -29,7 +29,7 @@ from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar
 from formgate.middleware.answers import Answers, Fields
 from formgate.middleware.current import current_verdict
 from formgate.middleware.current import verdict as current
-from formgate.middleware.guard import Asker, BadValueError, Denial, Guard, NoRuleError, checked, logger
+from formgate.middleware.guard import Asker, BadValueError, Denial, Guard, NoRuleError, checked
 from formgate.middleware.rules import ByRoute, Line, Need, Open, Resources, Rule, Values
 from formgate.verdict import Verdict
 
@@ -127,25 +127,37 @@ class FormgateMiddleware:
         """Run a route that has to ask, and hear its answer only if it did, and was allowed."""
         begun: list[tuple[Any, ...]] = []
         written: list[bytes] = []
+        onward = self._begin(start_response, asking)
+        heard = False
+        server_write: Callable[[bytes], object] = written.append
 
         def begin(
             status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None, /
         ) -> Callable[[bytes], object]:
+            if heard:  # the answer goes out already: an error is the server's to raise
+                return onward(status, headers, exc_info)
             begun[:] = [(status, headers, exc_info)]
-            return written.append
+            return write
+
+        def write(data: bytes) -> None:
+            server_write(data)
 
         chunks = self._app(environ, begin)
-        iterator = iter(chunks)
-        first = [] if begun else list(_first(iterator))  # a generator has not run yet
-        denial = asking.denial
-        if denial is None and asking.verdict is None:
-            logger.error("a route has answered without having asked: `requires` is missing")
-            denial = self._guard.no_rule(asking.asker.method)
-        if denial is not None or not begun:
+        try:
+            iterator = iter(chunks)
+            first = [] if begun else list(_first(iterator))  # a generator has not run yet
+            denial = asking.denial
+            if denial is None and asking.verdict is None:
+                denial = self._guard.unasked()
+            if denial is None and begun:
+                heard = True
+                server_write = onward(*begun[0])
+                return _Chunks(chunks, chain(written, first, iterator))
+        except BaseException:
             _close(chunks)
-            return _deny(denial or self._guard.bad_value(), asking.asker.method, start_response)
-        self._begin(start_response, asking)(*begun[0])
-        return _Chunks(chunks, chain(written, first, iterator))
+            raise
+        _close(chunks)
+        return _deny(denial or self._guard.bad_value(), asking.asker.method, start_response)
 
     def _read(self, environ: Environ, method: str) -> Asker:
         return Asker(
