@@ -18,7 +18,9 @@ import pytest
 from formgate import AsyncClient, Client, UsageRecorder
 from formgate import recorder as recorder_module
 from formgate.errors import ClosedError, InvalidRequestError
+from formgate.options import Connection
 from formgate.recorder import FullError, Outcome, Refused, Usage
+from formgate.spool import Spool
 from formgate.v1 import authorization_pb2 as pb
 from tests.support.callers import Key, Scripted, counted, new_key, scripted
 from tests.support.client import Client as Manager
@@ -124,8 +126,14 @@ def test_from_asyncio(rpc_server: Server, manager: Manager, account: str, key: K
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"units": "many"}, {"occur_time": dt.datetime(2026, 1, 1)}, {"operation": "\ud800"}, {"latency": 5}],  # noqa: DTZ001
-    ids=str,
+    [
+        {"units": "many"},
+        {"occur_time": dt.datetime(2026, 1, 1)},  # noqa: DTZ001
+        {"operation": "\ud800"},
+        {"latency": 5},
+        {"resource": "x" * 60_000},
+    ],
+    ids=lambda wrong: str(wrong)[:60],
 )
 def test_what_is_no_record_is_said_at_once(wrong: dict[str, Any], rpc_server: Server) -> None:
     """To who made the mistake, not to a log."""
@@ -133,6 +141,17 @@ def test_what_is_no_record_is_said_at_once(wrong: dict[str, Any], rpc_server: Se
         recorder.record("k", **wrong)
     with pytest.raises(ClosedError):
         recorder.record("k")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"interval": 0}, {"interval": -1}, {"interval": float("nan")}, {"interval": float("inf")}, {"fsync": "allways"}],
+    ids=str,
+)
+def test_what_makes_no_sense_is_said_at_once(wrong: dict[str, Any]) -> None:
+    """An interval that would spin, and a word that would sync nothing."""
+    with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
+        UsageRecorder("127.0.0.1:1", **wrong)
 
 
 def test_what_the_service_refuses_is_told(rpc_server: Server, manager: Manager, account: str, key: Key) -> None:
@@ -327,6 +346,107 @@ def test_a_close_ends_though_a_callback_does_not(
     assert recorder.close() == 1
 
 
+def test_a_flush_ends_when_the_recorder_has(proxy: Proxy, rpc_server: Server) -> None:
+    """False, and not never: whether the recorder gives up during it or before, and though ``on_drop`` hangs."""
+    proxy.refuse()
+    go_on = threading.Event()
+    recorder = UsageRecorder(f"127.0.0.1:{proxy.port}", rpc_server.token, on_drop=lambda _: go_on.wait(10))  # type: ignore[arg-type]
+    recorder.record("k")
+    told: list[bool] = []
+    flushing = threading.Thread(target=lambda: told.append(recorder.flush()), daemon=True)
+    flushing.start()
+    closing = threading.Thread(target=recorder.close, args=(0.1,))
+    closing.start()
+    flushing.join(5)
+    assert told == [False]
+    go_on.set()
+    closing.join()
+    assert not asyncio.run(asyncio.wait_for(recorder.aflush(5), 3))
+
+
+@pytest.mark.parametrize("spooled", [False, True], ids=["memory", "spool"])
+def test_a_close_of_what_never_connected_tells_what_is_left(
+    spooled: bool,  # noqa: FBT001
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where no channel can be made, what is in memory is dropped and told of; what is in a spool is kept."""
+
+    def fails(_: Connection) -> grpc.Channel:
+        raise OSError(2, "No such file or directory")
+
+    monkeypatch.setattr(Connection, "channel", fails)
+    told = Told()
+    spool = tmp_path / "spool" if spooled else None
+    recorder = UsageRecorder("127.0.0.1:1", "t", spool=spool, **told.callbacks)
+    for _ in range(3):
+        recorder.record("k")
+    assert recorder.close(0.05) == 3
+    assert len(told.dropped) == recorder.counters["dropped"] == (0 if spooled else 3)
+    if spool is not None:
+        assert taken_from(spool) == 3
+
+
+def taken_from(folder: Path) -> int:
+    """Return how many records wait in a folder."""
+    left = Spool(folder, 2**20, "never").take()
+    return 0 if left is None else len(left.records)
+
+
+def test_a_record_that_the_disk_did_not_take_is_not_sent(
+    tmp_path: Path, server: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told of as dropped, it is not counted beside the one that the caller records in its place."""
+    sent: list[str] = []
+
+    def record(request: bytes, _: Any) -> bytes:
+        results = answers(request)
+        sent.extend(result.record_id for result in results)
+        return whole(results)
+
+    server.record = record
+    told = Told()
+    sync = os.fsync
+    with UsageRecorder(server.address, interval=60, spool=tmp_path, fsync="always", **told.callbacks) as recorder:
+        recorder.record("k", record_id="a")
+
+        def fails(_: int) -> None:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(os, "fsync", fails)
+        recorder.record("k", record_id="b")
+        monkeypatch.setattr(os, "fsync", sync)
+        recorder.record("k", record_id="c")
+        assert recorder.flush(10)
+        assert sent == ["a", "c"]
+        assert [usage.record_id for usage in told.dropped] == ["b"]
+    assert recorder.close() == 0
+
+
+def test_a_record_does_not_wait_for_the_disk(tmp_path: Path, server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the disk hangs, records are taken; by default it is waited for elsewhere."""
+    server.record = lambda request, _: whole(answers(request))
+    hangs, go_on, sync = threading.Event(), threading.Event(), os.fsync
+
+    def slow(descriptor: int) -> None:
+        hangs.set()
+        go_on.wait(20)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    with UsageRecorder(server.address, interval=60, spool=tmp_path) as recorder:
+        try:
+            began = time.monotonic()
+            recorder.record("k")
+            assert hangs.wait(10)  # without the next batch: that is a minute away
+            recorder.record("k")
+            assert time.monotonic() - began < 10
+            assert not recorder.flush(0.1)
+        finally:
+            go_on.set()
+        assert recorder.flush(10)
+
+
 def answers(request: bytes, outcome: int = pb.OUTCOME_ACCEPTED) -> list[pb.UsageResult]:
     """Return a result for each record of a request."""
     records = pb.RecordUsageRequest.FromString(request).records
@@ -387,6 +507,51 @@ def test_one_that_spoils_a_whole_call_is_found(server: Scripted) -> None:
     assert [(each.usage.record_id, each.outcome) for each in told.refused] == [("bad", Outcome.REJECTED)]
 
 
+def test_a_service_that_takes_less_gets_less(tmp_path: Path) -> None:
+    """What is too large as one call is sent as many; what is so by itself is refused alone, with the reason."""
+    told = Told()
+    with Server(tmp_path, "--max-request-bytes", "65536") as server:
+        manager = Manager(server.address, server.token)
+        account = new_account(manager)
+        key = new_key(manager, account)
+        tags = {f"{number:064}": "x" * 256 for number in range(16)}
+        spool = Spool(tmp_path / "spool", 2**20, "never")  # as an earlier version may have left it
+        spool.put(pb.UsageRecord(record_id="large", key_id=key.key_id, resource="x" * 100_000).SerializeToString())
+        spool.close()
+        with UsageRecorder(server.address, server.token, spool=tmp_path / "spool", **told.callbacks) as recorder:
+            for _ in range(40):
+                recorder.record(key.key_id, tags=tags)
+            assert recorder.flush(20)
+            assert counted(manager, account, key) == (40, 40)
+            deadline = time.monotonic() + 10
+            while not told.refused:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+        manager.close()
+    assert [refused.usage.record_id for refused in told.refused] == ["large"]
+    assert "larger than max" in told.refused[0].message
+
+
+def test_a_service_that_asks_for_patience_gets_it(server: Scripted) -> None:
+    """The same code without a size: nothing is refused, and nothing sent in pieces."""
+    seen: list[int] = []
+
+    def record(request: bytes, context: Any) -> bytes:
+        results = answers(request)
+        seen.append(len(results))
+        if len(seen) < 3:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "not so fast")
+        return whole(results)
+
+    server.record = record
+    told = Told()
+    with UsageRecorder(server.address, interval=60, **told.callbacks) as recorder:
+        for _ in range(4):
+            recorder.record("k")
+        assert recorder.flush(10)
+    assert (seen, told.refused, told.dropped) == ([4, 4, 4], [], [])
+
+
 def test_a_token_that_is_not_known_yet_loses_nothing(server: Scripted) -> None:
     """A service that refuses the token is asked again, until it knows it."""
     calls: list[int] = []
@@ -430,6 +595,29 @@ def test_the_interpreters_exit_sends_what_waits(rpc_server: Server, manager: Man
     done = run(AT_EXIT, rpc_server.address, rpc_server.token, key.key_id)
     assert (done.returncode, done.stderr) == (0, "")
     assert counted(manager, account, key) == (5, 5)
+
+
+AT_EXIT_AWAY = """
+import atexit, time
+from formgate import UsageRecorder, recorder as module
+module._AT_EXIT_SECONDS = 1
+recorders = [UsageRecorder("127.0.0.1:1", "t", interval=60) for _ in range(4)]
+for recorder in recorders:
+    recorder.record("k")
+ending = []
+atexit.unregister(module._close_all)
+atexit.register(lambda: print(time.monotonic() - ending[0], [each.counters["dropped"] for each in recorders], sep=";"))
+atexit.register(module._close_all)
+atexit.register(lambda: ending.append(time.monotonic()))
+"""
+
+
+def test_at_the_interpreters_exit_recorders_share_their_time() -> None:
+    """While the service is away, four take no longer than one."""
+    done = run(AT_EXIT_AWAY)
+    took, _, dropped = done.stdout.strip().partition(";")
+    assert (done.returncode, dropped) == (0, "[1, 1, 1, 1]"), done.stderr
+    assert 0.9 < float(took) < 3
 
 
 FORKING = """

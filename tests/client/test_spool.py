@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -115,6 +116,95 @@ def test_a_folder_that_is_full_says_so(tmp_path: Path) -> None:
     taken(waiting).done()
     waiting.put(b"x" * 20)
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "spool").iterdir()} == {0o600}
+    waiting.close()
+
+
+def failing(*_: object) -> None:
+    """Do as a disk that fails does."""
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_record_that_does_not_reach_the_disk_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is told that it is not kept may record it again: nothing of it is left, in the file or in the counts."""
+    waiting = Spool(tmp_path, 100, "always")
+    waiting.put(b"one")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", failing)
+        for _ in range(10):  # takes no room, either
+            with pytest.raises(FullError, match="can not be written"):
+                waiting.put(b"two" * 10)
+    waiting.put(b"three")
+    assert len(waiting) == 2
+    assert taken(waiting).records == [b"one", b"three"]
+    waiting.close()
+
+
+def test_a_file_that_the_folder_does_not_know_yet_takes_no_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where each record outlasts a power cut, its file does: the folder is synced until that works."""
+    waiting = Spool(tmp_path, 100, "always")
+    synced: list[int] = []
+    sync = os.fsync
+
+    def fails_twice(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        if len(synced) < 3:
+            failing()
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails_twice)
+    for _ in range(2):
+        with pytest.raises(FullError):
+            waiting.put(b"one")
+    waiting.put(b"two")
+    (file,) = tmp_path.iterdir()
+    assert synced == [*[tmp_path.stat().st_ino] * 3, file.stat().st_ino]
+    assert taken(waiting).records == [b"two"]
+    waiting.close()
+
+
+def test_a_record_that_can_not_be_taken_back_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that became read-only: what is in the file will be sent, so nobody is told otherwise."""
+    waiting = Spool(tmp_path, 100, "always")
+    waiting.put(b"one")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", failing)
+        patched.setattr(os, "ftruncate", failing)
+        waiting.put(b"two")
+    assert taken(waiting).records == [b"one", b"two"]
+    assert "may not outlast a power cut" in caplog.text
+    waiting.close()
+
+
+def test_what_could_not_be_synced_is_synced_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until the disk has it; and then no more. A failure is logged."""
+    waiting = Spool(tmp_path, 2**20, "second")
+    waiting.put(b"one")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", failing)
+        waiting.sync()
+    assert "may not outlast a power cut" in caplog.text
+    synced: list[int] = []
+    sync = os.fsync
+
+    def counting(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", counting)
+        waiting.sync()
+        assert synced == [tmp_path.stat().st_ino, *(path.stat().st_ino for path in tmp_path.iterdir())]
+        waiting.sync()
+        taken(waiting)  # the next record begins a file; the one before is synced
+        waiting.put(b"two")
+        waiting.sync()
+        assert synced[2:] == [tmp_path.stat().st_ino, max(tmp_path.iterdir()).stat().st_ino]
     waiting.close()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import SystemRandom
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self, Unpack
+from typing import Any, Final, NamedTuple, Self, Unpack, get_args
 
 import grpc
 
@@ -35,6 +35,8 @@ _LONGEST_PAUSE: Final = 30.0
 _AT_EXIT_SECONDS: Final = 5.0
 _ENDING_SECONDS: Final = 5.0
 """What the thread has, when nothing is sent any more, to tell of what is dropped: a callback or a disk may hang."""
+_TOO_LARGE: Final = ("larger than max", "exceeds maximum size")
+"""How gRPC's libraries say that a message is too large: by a code that also says "not so fast"."""
 
 
 class Refused(NamedTuple):
@@ -77,7 +79,12 @@ class UsageRecorder:
 
         ``interval``: seconds that a record waits for others at most; a thousand wait for nothing. ``timeout``: seconds
         that a call may take. The callbacks are called from the recorder's thread, or the caller's of ``record``.
+        Raises ValueError for what makes no sense.
         """
+        if not 0 < interval <= threading.TIMEOUT_MAX:
+            raise ValueError(f"`interval` must be a number of seconds above 0, not {interval!r}")
+        if fsync not in get_args(Fsync):
+            raise ValueError(f"`fsync` must be one of {', '.join(get_args(Fsync))}, not {fsync!r}")
         if not isinstance(address, Connection):
             address = connection(address, token, tls=tls, insecure=insecure)
         self._connection = address
@@ -109,6 +116,8 @@ class UsageRecorder:
         """Somebody waits for what is there now."""
         self._until: float | None = None
         """From when on nothing is sent any more, by ``time.monotonic``; None: there is no end."""
+        self._over = False
+        """Nothing is sent any more: what is not settled now never will be."""
 
     @property
     def counters(self) -> dict[str, int]:
@@ -121,7 +130,9 @@ class UsageRecorder:
             return dict(self._counts)
 
     def record(self, key_id: str, units: int = 1, **fields: Unpack[UsageFields]) -> str:
-        """Take a record and return its id, made here where none is given. Waits for nothing but, in a spool, the disk.
+        """Take a record and return its id, made here where none is given.
+
+        Waits for nothing but, in a spool, a write to a file, and the disk where ``fsync`` is "always".
 
         Raises InvalidRequestError for what is no record, FullError where there is no room and no ``on_drop``, and
         ClosedError.
@@ -151,14 +162,18 @@ class UsageRecorder:
                 self._changed.notify_all()
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until all that was recorded before is settled; False: not within ``timeout`` seconds."""
+        """Wait until all that was recorded before is settled.
+
+        False: not within ``timeout`` seconds, or never, as the recorder was closed before that.
+        """
         with self._changed:
             wanted = self._taken
             if self._settled >= wanted:
                 return True
             self._hurry = True
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: self._settled >= wanted, timeout)
+            self._changed.wait_for(lambda: self._over or self._settled >= wanted, timeout)
+            return self._settled >= wanted
 
     async def aflush(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - as flush has it
         """Do as ``flush`` does, without blocking the loop."""
@@ -169,18 +184,23 @@ class UsageRecorder:
 
         In a spool these are kept; else they are dropped: told to ``on_drop``, counted and logged.
         """
+        until = self._stop(timeout)
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(max(0.0, until - time.monotonic()) + _ENDING_SECONDS)
+            if thread.is_alive():
+                _log.error("the usage recorder does not end: a callback or a disk holds it up")
+        with self._changed:
+            return self._taken - self._settled
+
+    def _stop(self, timeout: float) -> float:
+        """Begin to close, without waiting, and return until when what waits is sent, by ``time.monotonic``."""
         with self._changed:
             self._closed = True
             if self._until is None:
                 self._until = time.monotonic() + timeout
             self._changed.notify_all()
-            thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(max(0.0, self._until - time.monotonic()) + _ENDING_SECONDS)
-            if thread.is_alive():
-                _log.error("the usage recorder does not end: a callback or a disk holds it up")
-        with self._changed:
-            return self._taken - self._settled
+            return self._until
 
     async def aclose(self, timeout: float = 5.0) -> int:  # noqa: ASYNC109 - as close has it
         """Do as ``close`` does, without blocking the loop."""
@@ -225,9 +245,19 @@ class UsageRecorder:
                     _log.exception("usage records are kept; the recorder goes on")
                     if self._pause(_LONGEST_PAUSE):
                         continue
+                    self._give_up(self._sending)
                 return
         finally:
-            self._buffer.close()
+            try:
+                self._buffer.close()
+            finally:
+                self._end()
+
+    def _end(self) -> None:
+        """Let nobody wait for what will not be."""
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
 
     def _work(self, send: Any) -> None:  # noqa: ANN401 - grpc's own
         """Send what comes, until the recorder is closed."""
@@ -302,7 +332,7 @@ class UsageRecorder:
                 continue
             try:
                 left += self._send(part, send)
-            except InvalidRequestError as error:
+            except InvalidRequestError as error:  # or larger than the service takes
                 left += self._without_the_worst(part, error, send)
             except FormgateError as error:
                 _log.warning("usage records are kept and sent again: %s", error)
@@ -315,7 +345,10 @@ class UsageRecorder:
         try:
             answer = send(repeated(records), timeout=max(seconds, 0.01), metadata=self._connection.metadata)
         except grpc.RpcError as error:
-            raise error_of_call(error) from None
+            read = error_of_call(error)
+            if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and any(told in read.message for told in _TOO_LARGE):
+                raise InvalidRequestError(read.message) from None
+            raise read from None
         results = decode(pb.RecordUsageResponse, answer).results
         if len(results) != len(records):
             raise BrokenAnswerError(f"the answer has {len(results)} results for {len(records)} records")
@@ -355,8 +388,12 @@ class UsageRecorder:
             _log.warning("usage record %s was not counted: %s, %s", record_id, outcome, refused.message)
         _tell(self._on_refused, refused)
 
-    def _give_up(self, taken: Taken) -> None:
+    def _give_up(self, taken: Taken | None) -> None:
         """Keep for a later process, or drop and say so, what could not be sent in time."""
+        self._end()
+        self._sending = None
+        if (taken := taken or self._buffer.take()) is None:
+            return
         kept = taken.leave()
         left = [] if kept else list(taken.records)
         while not kept and (more := self._buffer.take()) is not None:
@@ -386,5 +423,8 @@ _open: weakref.WeakSet[UsageRecorder] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    for recorder in list(_open):
+    recorders = list(_open)
+    for recorder in recorders:  # first, so that they have their time at the same time
+        recorder._stop(_AT_EXIT_SECONDS)  # noqa: SLF001 - this module's own
+    for recorder in recorders:
         recorder.close(_AT_EXIT_SECONDS)

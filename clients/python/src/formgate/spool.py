@@ -36,6 +36,7 @@ _SUFFIX: Final = ".usage"
 _FRAME: Final = struct.Struct(">II")
 _LARGEST_FILE: Final = 2**22
 _LOOK_SECONDS: Final = 15.0
+_SYNC_SECONDS: Final = 1.0
 
 
 class Spool:
@@ -53,8 +54,12 @@ class Spool:
         self._writing: _File | None = None
         self._written: deque[_File] = deque()
         self._taken_over: _File | None = None
-        self._dirty = False
-        self._synced_at = 0.0
+        self._new_file = False
+        """Of which the folder on the disk does not know yet."""
+        self._syncing = threading.Lock()
+        """Taken before the other: while files are synced none is closed, but records are put."""
+        self._syncer: threading.Event | None = None
+        """Ends the thread that syncs each second."""
         self._look_at = 0.0
 
     def put(self, record: bytes) -> None:
@@ -64,15 +69,26 @@ class Spool:
             if self._size() + len(frame) > self._most_bytes:
                 raise FullError(f"usage records take {self._most_bytes:,} bytes already")
             try:
-                self._file().append(frame)
-                self._dirty = True
-                if self._fsync == "always" or self._is_due():
-                    self._sync()
+                file = self._file()
+                file.append(frame)
+                if self._fsync == "always":
+                    _sync_last(file, len(frame))
             except OSError as error:
                 raise FullError(f"a usage record can not be written: {error.strerror}") from None
+            if self._fsync == "second" and self._syncer is None:
+                self._start_syncer()
 
-    def _is_due(self) -> bool:
-        return self._fsync == "second" and time.monotonic() - self._synced_at >= 1
+    def _start_syncer(self) -> None:
+        """Sync from a thread of its own: who sends may wait for the service meanwhile, who records for nothing."""
+        ended = threading.Event()
+
+        def work() -> None:
+            while not ended.wait(_SYNC_SECONDS):
+                self.sync()
+
+        with contextlib.suppress(RuntimeError):  # the interpreter ends: the next batch is synced before it is sent
+            threading.Thread(target=work, name="formgate-spool", daemon=True).start()
+            self._syncer = ended
 
     def _file(self) -> _File:
         if self._writing is not None and self._writing.size >= _LARGEST_FILE:
@@ -80,8 +96,10 @@ class Spool:
             self._writing = None
         if self._writing is None:
             self._writing = _File.create(self._folder)
-            if self._fsync != "never":
-                _sync_folder(self._folder)
+            self._new_file = True
+        if self._new_file and self._fsync == "always":
+            _sync_folder(self._folder)
+            self._new_file = False
         return self._writing
 
     def _size(self) -> int:
@@ -117,7 +135,7 @@ class Spool:
 
     def forget(self, file: _File, *, delete: bool) -> None:
         """Let go of a file that was taken, and delete it or not."""
-        with self._lock:
+        with self._syncing, self._lock:
             if file in self._written:
                 self._written.remove(file)
             else:
@@ -125,32 +143,40 @@ class Spool:
             file.close(delete=delete)
 
     def sync(self) -> None:
-        """See ``Buffer``."""
-        if self._fsync != "never" and self._dirty:
-            with self._lock, contextlib.suppress(OSError):
-                self._sync()
-
-    def _sync(self) -> None:
-        self._dirty = False
-        self._synced_at = time.monotonic()
-        for file in (*self._written, self._writing):
-            if file is not None:
-                file.sync()
+        """See ``Buffer``. What fails is logged, and tried again the next time."""
+        if self._fsync == "never":
+            return
+        with self._syncing:
+            with self._lock:
+                dirty = [file for file in (*self._written, self._writing) if file is not None and file.dirty]
+                new, self._new_file = self._new_file, False
+            try:
+                if new:
+                    _sync_folder(self._folder)
+                    new = False
+                for file in dirty:
+                    file.sync()
+            except OSError as error:
+                if new:
+                    self._new_file = True
+                _log.warning("usage records may not outlast a power cut: %s", error)
 
     def close(self) -> None:
         """See ``Buffer``: what waits is kept for the next process."""
+        if self._syncer is not None:
+            self._syncer.set()
         self.sync()
-        with self._lock:
+        with self._syncing, self._lock:
             for file in (*self._written, self._writing):
                 if file is not None:
                     file.close(delete=not file.count)
             self._written.clear()
-            self._writing = None
+            self._writing = self._syncer = None
             self._look_at = 0.0
 
     def after_fork(self) -> None:
         """See ``Buffer``: the files, and the locks on them, stay the parent's."""
-        self._lock = threading.Lock()
+        self._lock, self._syncing, self._syncer = threading.Lock(), threading.Lock(), None
         for file in (*self._written, self._writing, self._taken_over):
             if file is not None:
                 file.disown()
@@ -166,6 +192,7 @@ class _File:
         self.path = path
         self.size = 0
         self.count = 0
+        self._synced = 0
         self._broken = False
         self._descriptor = descriptor
 
@@ -227,9 +254,22 @@ class _File:
             )
         return records
 
+    @property
+    def dirty(self) -> bool:
+        """Something was written that the disk may not have."""
+        return self._synced < self.size
+
     def sync(self) -> None:
         """Write it through to the disk. Raises OSError."""
+        size = self.size  # first: more may be written meanwhile
         os.fsync(self._descriptor)
+        self._synced = size
+
+    def cut(self, length: int) -> None:
+        """Take back the last frame, of so many bytes. Raises OSError."""
+        os.ftruncate(self._descriptor, self.size - length)
+        self.size -= length
+        self.count -= 1
 
     def close(self, *, delete: bool) -> None:
         """Let go of it; deleted first, so that nobody else finds it unlocked."""
@@ -260,6 +300,19 @@ class _FromFile:
         """See ``Taken``."""
         self._spool.forget(self._file, delete=False)
         return True
+
+
+def _sync_last(file: _File, length: int) -> None:
+    """Write a frame through to the disk, or take it back. Raises OSError where it was taken back."""
+    try:
+        file.sync()
+    except OSError as error:
+        try:
+            file.cut(length)
+        except OSError:  # it stays, and is sent: who recorded it must not record it again
+            _log.warning("a usage record may not outlast a power cut: %s", error)
+        else:
+            raise
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
-from typing import NamedTuple, TypedDict
+from typing import Final, NamedTuple, TypedDict
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from formgate.errors import FieldViolation, InvalidRequestError
 from formgate.v1 import authorization_pb2 as pb
+
+_LARGEST: Final = 60_000
+"""Bytes of a record: twice what the service takes of its fields, and a call that every service takes."""
 
 
 class Outcome(IntEnum):
@@ -62,7 +65,7 @@ class UsageFields(TypedDict, total=False):
 def to_bytes(usage: Usage) -> bytes:
     """Write a record. Its time is set here, so that it says the same however late it arrives.
 
-    Raises InvalidRequestError for what can not be written; whether it is acceptable is for the service to say.
+    Raises InvalidRequestError for what can not be written or sent; whether it is acceptable is for the service to say.
     """
     told = "has a value of the wrong type or size, a time without its zone, or text that is no Unicode"
     wrong = InvalidRequestError(f"record: {told}", (FieldViolation("record", told),))
@@ -76,7 +79,7 @@ def to_bytes(usage: Usage) -> bytes:
         if usage.latency is not None:
             latency = Duration()
             latency.FromTimedelta(usage.latency)
-        return pb.UsageRecord(
+        payload = pb.UsageRecord(
             record_id=usage.record_id,
             key_id=usage.key_id,
             units=usage.units,
@@ -91,6 +94,10 @@ def to_bytes(usage: Usage) -> bytes:
         ).SerializeToString(deterministic=True)
     except (TypeError, ValueError, AttributeError):
         raise wrong from None
+    if len(payload) > _LARGEST:
+        told = f"has {len(payload):,} bytes; {_LARGEST:,} are the most"
+        raise InvalidRequestError(f"record: {told}", (FieldViolation("record", told),))
+    return payload
 
 
 def from_bytes(payload: bytes) -> Usage:
