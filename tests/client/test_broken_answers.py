@@ -16,7 +16,7 @@ from formgate.v1.resources_pb2 import LimitStatus
 from formgate.verdict import Reason, Source
 from tests.support.callers import KINDS, Caller, Scripted, scripted
 
-YES = pb.CheckKeyResponse(allowed=True, reason=pb.REASON_OK, http_status=200)
+YES = pb.CheckKeyResponse(allowed=True, reason=pb.REASON_OK, http_status=200, key=pb.CheckedKey(key_id="key_1"))
 NO = pb.CheckKeyResponse(reason=pb.REASON_KEY_REVOKED, http_status=401)
 
 
@@ -36,6 +36,10 @@ BROKEN = {
     "allowed, and nothing else": pb.CheckKeyResponse(allowed=True).SerializeToString(),
     "allowed for a reason to deny": pb.CheckKeyResponse(allowed=True, reason=pb.REASON_KEY_REVOKED).SerializeToString(),
     "allowed for an unknown reason": pb.CheckKeyResponse(allowed=True, reason=99).SerializeToString(),  # type: ignore[arg-type]
+    "allowed, of no key": pb.CheckKeyResponse(allowed=True, reason=pb.REASON_OK, http_status=200).SerializeToString(),
+    "allowed, of a key without an id": pb.CheckKeyResponse(
+        allowed=True, reason=pb.REASON_OK, http_status=200, key=pb.CheckedKey(account_id="account_1")
+    ).SerializeToString(),
     "OK, and not allowed": pb.CheckKeyResponse(reason=pb.REASON_OK).SerializeToString(),
     "not allowed for an unknown reason": pb.CheckKeyResponse(reason=99).SerializeToString(),  # type: ignore[arg-type]
     "a negative reason": pb.CheckKeyResponse(reason=-1).SerializeToString(),  # type: ignore[arg-type]

@@ -97,6 +97,8 @@ def test_explained_on_request(caller: Caller, manager: Manager, account: str) ->
         {},
         {"key": "a", "authorization": "b"},
         {"key": "k", "environment": "staging"},
+        {"key": "k", "level": "reed"},
+        {"key": "k", "level": 9},
         {"key": "k", "cost": -1},
         {"key": "k", "cost": 2**63},
         {"key": "\ud800"},
@@ -124,6 +126,16 @@ def test_many_at_once_in_order(caller: Caller, manager: Manager, account: str) -
         assert wrong.reason is None
         assert isinstance(wrong.error, InvalidRequestError)
     assert caller.check_all([]) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_level_takes_nothing_from_the_others(kind: str) -> None:
+    """It is found before anything is asked, also while the service is away."""
+    with Caller(kind, "127.0.0.1:1", timeout=0.1, fail="open") as caller:
+        verdicts = caller.check_all([Check("k"), Check("k", level="reed")])
+    assert [verdict.allowed for verdict in verdicts] == [True, False]
+    assert isinstance(verdicts[1].error, InvalidRequestError)
+    assert verdicts[1].error.fields[0].field == "level"
 
 
 def test_more_than_a_call_takes(caller: Caller, manager: Manager, account: str) -> None:

@@ -229,6 +229,70 @@ def test_what_is_known_is_bounded() -> None:
     assert world.ask(key="k3", resources=("forms/f1",))
 
 
+def test_keys_that_there_are_not_push_out_none() -> None:
+    """However many are tried, nothing of them is kept; of one that is known it is."""
+    world = World("last known", Emergency(remembered=3))
+    nobody = Verdict(False, Reason.KEY_NOT_FOUND, "m", 401)  # noqa: FBT003
+    world.tell()
+    for number in range(10):
+        world.fallback.answered(READ._replace(key=f"junk{number}"), nobody)
+    assert world.ask()
+    assert not world.ask(key="junk9")
+    world.fallback.answered(READ, nobody)
+    assert world.ask().reason is Reason.KEY_NOT_FOUND
+
+
+def test_a_lease_is_no_younger_than_it_is() -> None:
+    """What is allowed by a lease is known, unless the service has said otherwise since the lease was asked for."""
+    world = World("last known", Emergency(remembered_seconds=600))
+    yes = Verdict(True, Reason.OK, "", 200, key=CheckedKey("key_1", "account_1"), source=Source.LEASE)  # noqa: FBT003
+    began = world.clock.now
+    world.fallback.leased(READ, yes, began)
+    assert world.ask()
+    world.clock.now += 1
+    world.tell(reason=Reason.KEY_REVOKED)
+    world.fallback.leased(READ, yes, began)
+    assert world.ask().reason is Reason.KEY_REVOKED
+    world.fallback.leased(READ, yes, world.clock.now + 0.5)
+    assert world.ask()
+
+
+def test_a_lease_ends_an_emergency_only_if_it_began_after_it() -> None:
+    """One of before says nothing of a service that is away since; one that was got meanwhile says that it is back."""
+    world = World("open", Emergency(seconds=300, checks_per_key=1_000))
+    yes = Verdict(True, Reason.OK, "", 200, key=CheckedKey("key_1", "account_1"), source=Source.LEASE)  # noqa: FBT003
+    assert world.ask()
+    world.clock.now += 300
+    world.fallback.leased(READ, yes, began=world.clock.now - 300)
+    assert not world.ask()
+    world.fallback.leased(READ, yes, began=world.clock.now - 1)
+    assert world.ask()
+
+
+def test_an_outage_is_logged_when_it_begins_and_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
+    """Once each, without a secret; and a service that answers every other check does not fill the log."""
+    world = World({"read": "open"})
+    secret = READ._replace(key="pf_the_secret")
+    for _ in range(5):
+        world.ask(secret)
+    assert caplog.messages == [
+        "the service decides no checks (UnavailableError); until it does the fail mode does: open"
+    ]
+    world.clock.now += 3
+    world.tell()
+    world.tell()
+    assert caplog.messages[1:] == ["the service answers again, after 3.0 s"]
+    for _ in range(5):
+        world.ask()
+        world.tell()
+    assert len(caplog.messages) == 2
+    world.clock.now += 10
+    world.ask()
+    world.tell()
+    assert len(caplog.messages) == 4
+    assert {record.name for record in caplog.records} == {"formgate"}
+
+
 def test_no_key_is_kept_in_clear() -> None:
     """What is remembered, and an error that a verdict carries, hold no secret."""
     world = World("last known")

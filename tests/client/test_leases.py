@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -19,6 +20,7 @@ from google.protobuf.duration_pb2 import Duration
 from formgate import Check, Client
 from formgate.counters import Counters
 from formgate.errors import InvalidRequestError
+from formgate.fallback import Emergency
 from formgate.lease import Leases
 from formgate.leased import LeasedRules, Shape
 from formgate.leasing import Leasing
@@ -122,7 +124,8 @@ def test_a_denial_is_told_in_the_service_s_words(caller: Caller, manager: Manage
     assert not told
     assert told.reason is Reason.PERMISSION_DENIED
     assert again.http_denial == told.http_denial
-    assert again == told
+    assert (told.source, again.source) == (Source.SERVICE, Source.LEASE)
+    assert replace(again, source=Source.SERVICE) == told
 
 
 def test_a_change_ends_a_lease_at_once(caller: Caller, manager: Manager, account: str) -> None:
@@ -207,6 +210,73 @@ def test_what_is_left_goes_back(caller: Caller, manager: Manager, account: str) 
     used = _used(manager, account, key.key_id)
     assert used <= before
     assert used == admitted == 300
+
+
+EXITING = """
+import asyncio, sys
+from formgate import AsyncClient, Client
+kind, *given, secret = sys.argv[1:]
+client = (Client if kind == "threads" else AsyncClient)(*given, timeout=5)
+wanted = {"permissions": ("forms.view",), "resources": ("forms/f1",)}
+async def ask():
+    for _ in range(300):
+        assert await client.check(secret, **wanted)
+if kind == "threads":
+    for _ in range(300):
+        assert client.check(secret, **wanted)
+else:
+    asyncio.run(ask())
+assert any(held.lease is not None for held in client._common.leases._by_key.values())
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_left_goes_back_at_an_exit_without_a_close(
+    kind: str, rpc_server: Server, manager: Manager, account: str
+) -> None:
+    """An interpreter that ends costs no more than what was admitted."""
+    limit = Limit(name="rate", holder=HOLDER_KEY, amount=100_000, window=Duration(seconds=3_600))
+    key = new_key(manager, account, limit)
+    command = [sys.executable, "-c", EXITING, kind, rpc_server.address, rpc_server.token, key.secret]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, env=clean_environment(), check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert _used(manager, account, key.key_id) == 300
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_last_known_knows_what_leases_decide(
+    kind: str, rpc_server: Server, manager: Manager, account: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The busiest keys' verdicts hardly ever come from the service itself; in an outage they are known all the same."""
+    key = new_key(manager, account)
+    wanted = {**WANTED, "http_method": "GET"}
+    with (
+        Proxy(int(rpc_server.address.rpartition(":")[2])) as proxy,
+        Caller(
+            kind,
+            f"127.0.0.1:{proxy.port}",
+            rpc_server.token,
+            timeout=TIMEOUT,
+            leases=True,
+            fail={"read": "last known"},
+            emergency=Emergency(remembered_seconds=2, checks_per_key=1_000),
+        ) as caller,
+    ):
+        leased(caller, key.secret, **wanted)
+        # From now on only what leases tell is remembered, and what was before grows too old.
+        monkeypatch.setattr(caller.client._common.fallback, "answered", lambda *_: None)
+        until = time.monotonic() + 2.2
+        while time.monotonic() < until:
+            assert caller.check(key.secret, **wanted)
+            time.sleep(0.005)
+        leased(caller, key.secret, **wanted)
+        proxy.refuse()
+        until = time.monotonic() + TIMEOUT
+        while (verdict := caller.check(key.secret, timeout=0.2, **wanted)).source is not Source.FALLBACK:
+            assert time.monotonic() < until
+        assert verdict
+        assert verdict.reason is Reason.OK
+        assert not caller.check(key.secret, timeout=0.2, **{**wanted, "resources": ("forms/f9",)})
 
 
 def test_many_holders_admit_what_the_limit_says(rpc_server: Server, manager: Manager, account: str) -> None:

@@ -9,10 +9,13 @@ import pytest
 from formgate.common import Common
 from formgate.options import Connection, Tls, connection
 from formgate.v1 import authorization_pb2 as pb
+from formgate.verdict import Source
 from tests.support.callers import KINDS, Caller, scripted
 from tests.support.certificates import Authority
 
-YES = pb.CheckKeyResponse(allowed=True, reason=pb.REASON_OK, http_status=200).SerializeToString()
+YES = pb.CheckKeyResponse(
+    allowed=True, reason=pb.REASON_OK, http_status=200, key=pb.CheckedKey(key_id="key_1")
+).SerializeToString()
 
 
 def connected(environment: dict[str, str] | None = None, **given: Any) -> Connection:
@@ -32,6 +35,8 @@ def connected(environment: dict[str, str] | None = None, **given: Any) -> Connec
         (["localhost:1", "127.0.0.1:2"], "ipv4:127.0.0.1:1,127.0.0.1:2"),
         ("unix:/run/formgate.sock", "unix:/run/formgate.sock"),
         ("dns:///formgate:50051", "dns:///formgate:50051"),
+        ("10.0.0.1:1, 10.0.0.2:2", "ipv4:10.0.0.1:1,10.0.0.2:2"),
+        ("ipv4:10.0.0.1:1,10.0.0.2:2", "ipv4:10.0.0.1:1,10.0.0.2:2"),
     ],
     ids=str,
 )
@@ -40,7 +45,14 @@ def test_addresses(address: Any, target: str) -> None:
     assert connected(address=address).target == target
 
 
-@pytest.mark.parametrize("address", ["formgate", ":50051", "formgate:", "h:0", "h:65536", "h:x", ["a:1", "b:2"], [""]])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("formgate", ":50051", "formgate:", "h:0", "h:65536", "h:x", ["a:1", "b:2"], [""]),
+        *("host1:1,host2:1", "10.0.0.1:1,", "https://host:443", "http://10.0.0.1:1", "host/path:1", "a b:1", "a:b:1"),
+    ],
+    ids=str,
+)
 def test_what_is_no_address(address: Any) -> None:
     """Refused at once, not at the first check."""
     with pytest.raises(ValueError, match=r"HOST:PORT|IP addresses"):
@@ -58,11 +70,13 @@ def test_what_is_not_given_comes_from_the_environment(tmp_path: Path) -> None:
     assert (given.target, given.token) == ("dns:///127.0.0.1:3", "fgt_given")
     assert connected({"FORMGATE_TLS": "1"}).tls == Tls()
     files = {
-        "FORMGATE_TLS_CA_FILE": "ca",
-        "FORMGATE_TLS_CLIENT_CERT_FILE": "cert",
-        "FORMGATE_TLS_CLIENT_KEY_FILE": "key",
+        "FORMGATE_TLS_CA_FILE": str(tmp_path / "ca"),
+        "FORMGATE_TLS_CLIENT_CERT_FILE": str(tmp_path / "cert"),
+        "FORMGATE_TLS_CLIENT_KEY_FILE": str(tmp_path / "key"),
     }
-    assert connected(files).tls == Tls("ca", "cert", "key")
+    for name in ("ca", "cert", "key"):
+        (tmp_path / name).write_text(name)
+    assert connected(files).tls == Tls(b"ca", b"cert", b"key")
     assert connected(files, tls=False).tls is None
 
 
@@ -142,4 +156,16 @@ def test_encrypted_and_both_sides_proven(kind: str, tmp_path: Path) -> None:
 def test_half_a_certificate() -> None:
     """A certificate without its key is found before anything connects."""
     with pytest.raises(ValueError, match="both"):
-        Common(None, None, {"tls": Tls(cert="c")}).connection.channel()
+        Common(None, None, {"tls": Tls(cert=b"c")})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_is_missing_is_found_when_the_client_is_made(kind: str, tmp_path: Path) -> None:
+    """And one that goes later is read no more: no check raises by it."""
+    ca = tmp_path / "ca"
+    with pytest.raises(FileNotFoundError):
+        Caller(kind, "127.0.0.1:1", tls=Tls(ca))
+    ca.write_bytes(Authority(tmp_path / "ours").certificate.read_bytes())
+    with Caller(kind, "127.0.0.1:1", tls=Tls(ca), timeout=0.1) as caller:
+        ca.unlink()
+        assert caller.check("k").source is Source.FALLBACK

@@ -27,7 +27,9 @@ from tests.support.server import Server, eventually
 pytest_plugins = ("tests.support.rpc",)
 
 CREDITS = 1_000
-YES = pb.CheckKeyResponse(allowed=True, reason=pb.REASON_OK, http_status=200).SerializeToString()
+YES = pb.CheckKeyResponse(
+    allowed=True, reason=pb.REASON_OK, http_status=200, key=pb.CheckedKey(key_id="key_1")
+).SerializeToString()
 
 
 def credits_limit() -> Limit:

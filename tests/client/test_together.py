@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from formgate import AsyncClient, Check
-from formgate.errors import DeadlineError
+from formgate.errors import BrokenAnswerError, DeadlineError
+from formgate.together import Together
 from formgate.v1 import authorization_pb2 as pb
 from formgate.verdict import Verdict
 from formgate.wire import BATCH, CHECK, MOST
@@ -27,7 +28,8 @@ def server() -> Iterator[Scripted]:
 
 def told(request: pb.CheckKeyRequest) -> pb.CheckKeyResponse:
     """Allow, and say which key it was."""
-    return pb.CheckKeyResponse(allowed=True, reason=pb.REASON_OK, http_status=200, message=request.key)
+    key = pb.CheckedKey(key_id="key_1")
+    return pb.CheckKeyResponse(allowed=True, reason=pb.REASON_OK, http_status=200, message=request.key, key=key)
 
 
 def batch(request: bytes, _context: Any) -> bytes:
@@ -203,6 +205,56 @@ def test_a_check_alone_that_is_cancelled_holds_up_nobody(turns: int, server: Scr
             return [(await client.check("k")).message, (await client.check("l")).message]
 
     assert asyncio.run(run()) == ["k", "l"]
+
+
+@pytest.mark.parametrize("how", ["raises", "cancelled", "cancelled before it began"])
+def test_nobody_waits_for_a_call_that_is_over(how: str) -> None:
+    """Whatever ends the call of several checks ends all of them, as nonsense would; and the next call goes."""
+
+    async def run() -> list[Any]:
+        began = asyncio.Event()
+
+        async def send(requests: list[bytes], seconds: float, *, again: bool) -> Any:
+            assert (seconds > 0, again) == (True, False)
+            if len(requests) == 1:
+                return [BrokenAnswerError("the next")]
+            began.set()
+            if how == "raises":
+                raise RuntimeError
+            return await asyncio.sleep(60)
+
+        together = Together(send)
+        deadline = asyncio.get_running_loop().time() + 60
+        asked = [asyncio.create_task(together(b"r", deadline)) for _ in range(3)]
+        await asyncio.sleep(0)  # they ask, and then
+        together._flush()
+        if how == "cancelled":
+            await began.wait()
+        if how != "raises":
+            (call,) = together._calls
+            call.cancel()
+        outcomes = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5)
+        with pytest.raises(BrokenAnswerError, match="the next"):
+            await asyncio.wait_for(together(b"r", deadline), 5)
+        return outcomes
+
+    outcomes = asyncio.run(run())
+    assert [type(outcome) for outcome in outcomes] == [BrokenAnswerError] * 3
+
+
+def test_what_is_queued_ends_with_its_deadline() -> None:
+    """Even behind a call that never gives up its turn."""
+
+    async def run() -> None:
+        async def send(requests: list[bytes], seconds: float, *, again: bool) -> Any:
+            raise AssertionError(requests, seconds, again)
+
+        together = Together(send)
+        together._under_way = 1
+        with pytest.raises(DeadlineError):
+            await asyncio.wait_for(together(b"r", asyncio.get_running_loop().time() + 0.05), 5)
+
+    asyncio.run(run())
 
 
 def test_a_close_lets_those_under_way_end(caller: Caller, server: Scripted) -> None:

@@ -8,14 +8,16 @@ from dataclasses import replace
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 
 from formgate import clock as clock_module
 from formgate import lease as lease_module
 from formgate.asking import Check
 from formgate.counters import Counters
+from formgate.errors import BrokenAnswerError
 from formgate.fallback import Fallback
 from formgate.lease import Leases
-from formgate.leased import Shape
+from formgate.leased import LeasedRules, Shape
 from formgate.rules.reason import Reason
 from formgate.v1 import authorization_pb2 as pb
 from formgate.v1.resources_pb2 import ENVIRONMENT_LIVE, LEVEL_READ, Grant
@@ -67,13 +69,15 @@ class Service:
 class World:
     """A holder, its clock and its service."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, noted: Callable[[Check, Verdict, float], None] | None = None
+    ) -> None:
         self.now = 100.0
         monkeypatch.setattr(lease_module, "monotonic", lambda: self.now)
         self.service = Service()
         self.counters = Counters()
         ids = iter(range(1_000))
-        self.leases = Leases(lambda _: self.service, self.counters, lambda: f"l{next(ids)}")
+        self.leases = Leases(lambda _: self.service, self.counters, lambda: f"l{next(ids)}", noted)
 
     def heat(self, times: int = 2) -> None:
         """Have the service decide some checks."""
@@ -246,6 +250,105 @@ def test_a_lease_that_makes_no_sense_decides_nothing(world: World, changes: dict
     assert world.decide() is None
 
 
+@pytest.mark.parametrize("where", ["lease", "limits", "duration", "rules", "key", "grants", "ceiling"])
+def test_a_lease_of_a_later_contract_decides_nothing(world: World, where: str) -> None:
+    """A field that is not known here may be what restricts: the service is asked."""
+    world.heat()
+    request, done = world.service.asked[-1]
+    lease = pb.Lease(lease_id=request.lease_id, units=10, duration=Duration(seconds=1), epoch=3, rules_id=b"r1")
+    lease.rules.CopyFrom(rules())
+    lease.rules.ceiling.add(resource="*", level=LEVEL_READ)
+    lease.limits.add(name="rate")
+    parts: dict[str, Message] = {
+        "lease": lease,
+        "limits": lease.limits[0],
+        "duration": lease.duration,
+        "rules": lease.rules,
+        "key": lease.rules.key,
+        "grants": lease.rules.grants[0],
+        "ceiling": lease.rules.ceiling[0],
+    }
+    parts[where].MergeFromString(bytes([0x9A, 0x06, 1, 120]))  # field 99: "x"
+    done(pb.LeaseKeyResponse(lease=lease))
+    assert world.decide() is None
+    assert world.service.settled == [("l0", 10**9)]
+
+
+def test_rules_of_a_later_contract_are_none() -> None:
+    """Whoever reads them."""
+    message = rules()
+    assert LeasedRules(b"r1", message).reason(SHAPE) is Reason.OK
+    message.MergeFromString(bytes([0x9A, 0x06, 1, 120]))
+    with pytest.raises(BrokenAnswerError):
+        LeasedRules(b"r1", message)
+
+
+def test_what_is_allowed_here_is_noted_once_for_each_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the fail mode knows of it: what was asked, what was said, and from when that is. No denial is."""
+    noted: list[tuple[Check, Verdict, float]] = []
+    world = World(monkeypatch, lambda *each: noted.append(each))
+    world.heat()
+    world.grant()
+    assert world.decide(11) is None
+    for _ in range(3):
+        assert world.decide(shape=(["forms.view"], ["forms/f2"], "", None, "", "", "")) is not None
+        assert world.decide(shape=(("forms.edit",), ("forms/f1",), "", None, "", "", "")) is None
+    assert noted == [(CHECK._replace(resources=("forms/f2",)), noted[0][1], 100.0)]
+    assert noted[0][1].source is Source.LEASE
+    world.now += 0.8
+    world.leases.decide(KEY, None, (["forms.view"], ["forms/f2"], "", None, "", "", ""), 1)
+    world.grant()
+    assert world.decide(shape=(["forms.view"], ["forms/f2"], "", None, "", "", "")) is not None
+    assert [began for _, _, began in noted] == [100.0, 100.8]
+
+
+def test_without_threads_or_files_nothing_is_leased_and_no_check_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service has decided; what could not be made is tried again after a while."""
+    world = World(monkeypatch)
+    tried: list[float] = []
+
+    def none(_: Leases) -> Service:
+        tried.append(world.now)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(world.leases, "_make_service", none)
+    world.heat(5)
+    world.now += 9
+    world.heat()
+    assert tried == [100.0]
+    monkeypatch.setattr(world.leases, "_make_service", lambda _: world.service)
+    world.now += 2
+    world.heat()
+    world.grant()
+    assert world.decide() is not None
+
+
+def test_a_lease_that_can_not_be_asked_for_fails_no_check(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been asked for: it goes back, and another is asked for later."""
+
+    def acquire(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(world.service, "acquire", acquire)
+    world.heat(5)
+    assert world.service.settled == [("l0", 10**9)]
+    monkeypatch.undo()
+    monkeypatch.setattr(lease_module, "monotonic", lambda: 102.0)
+    world.heat()
+    assert len(world.service.asked) == 1
+
+
+def test_at_exit_what_nobody_closed_goes_back(world: World) -> None:
+    """Of every client: it is charged already."""
+    world.heat()
+    world.grant()
+    assert world.decide() is not None
+    lease_module._close_all()
+    assert world.service.settled == [("l0", 9)]
+    assert world.service.closed
+    assert world.leases not in lease_module._open
+
+
 def test_a_denial_is_the_service_s_until_its_words_are_known(world: World) -> None:
     """And kept no longer than the lease; one that the rules do not deny is never kept."""
     world.heat()
@@ -258,7 +361,7 @@ def test_a_denial_is_the_service_s_until_its_words_are_known(world: World) -> No
     assert world.decide(shape=shape) is None
     world.leases.asked(CHECK, replace(denied, reason=Reason.RATE_LIMITED))
     world.leases.asked(check, denied)
-    assert world.decide(shape=shape) == denied
+    assert world.decide(shape=shape) == replace(denied, source=Source.LEASE)
     assert world.decide() is not None
     world.now += 2
     assert world.decide(shape=shape) is None

@@ -70,6 +70,8 @@ def read_response(response: pb.CheckKeyResponse) -> Verdict:
         raise BrokenAnswerError(
             f"the answer contradicts itself: allowed is {response.allowed}, reason {response.reason}"
         )
+    if response.allowed and not response.key.key_id:
+        raise BrokenAnswerError("the answer allows and does not say which key")
     try:
         return _verdict(response)
     except (LookupError, ValueError, OverflowError):

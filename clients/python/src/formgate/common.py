@@ -9,8 +9,8 @@ from typing import Final, TypedDict
 from formgate.answers import Outcome
 from formgate.asking import Check, to_request
 from formgate.counters import Counters
-from formgate.errors import BrokenAnswerError, FormgateError, UnavailableError
-from formgate.fallback import Emergency, Fail, Fallback, denied
+from formgate.errors import BrokenAnswerError, FieldViolation, FormgateError, InvalidRequestError, UnavailableError
+from formgate.fallback import Emergency, Fail, Fallback, denied, level_of
 from formgate.lease import Leases, shape_of
 from formgate.leasing import Leasing
 from formgate.options import Tls, connection
@@ -63,7 +63,7 @@ class Common:
         self.new_id = RequestIds()
         self.leases: Leases | None = None
         if options.get("leases", True):
-            self.leases = Leases(self._leasing, self.counters, self._next_id)
+            self.leases = Leases(self._leasing, self.counters, self._next_id, self._noted)
         self.fallback = Fallback(
             options.get("fail", "closed"),
             options.get("emergency", Emergency()),
@@ -74,12 +74,20 @@ class Common:
     def _leasing(self, leases: Leases) -> Leasing:
         return Leasing(leases, self.connection)
 
+    def _noted(self, check: Check, verdict: Verdict, began: float) -> None:
+        self.fallback.leased(check, verdict, began)
+
     def _next_id(self) -> str:
         return self.new_id()  # in a forked child another one's
 
     def request(self, check: Check) -> bytes:
         """Write a check. One that charges gets an id, so that it may be sent again. Raises InvalidRequestError."""
         request = to_request(check)
+        try:
+            level_of(check)
+        except ValueError:  # found now, not when the service is away
+            told = "is none: read, write or manage"
+            raise InvalidRequestError(f"level: {told}", (FieldViolation("level", told),)) from None
         if check.cost != 0 and not check.request_id:
             request.request_id = self.new_id()
         return request.SerializeToString()

@@ -43,6 +43,8 @@ _METHODS: Final = {
 # The service is there and says why it looks no more keys up: to let them in now is what a flood would be for.
 _NO_SILENCE: Final = frozenset({"TOO_MANY_UNKNOWN_KEYS"})
 _MOST_SHAPES: Final = 64
+_LOG_PAUSE_SECONDS: Final = 10.0
+"""A service that answers every other check is not told of each time."""
 _DEAD: Final = frozenset(
     {
         Reason.KEY_NOT_FOUND,
@@ -141,19 +143,45 @@ class Fallback:
         self._budget = _Budget(emergency)
         self._known = _Known(emergency)
         self._away_since: float | None = None
+        self._logged: float | None = None
+        """When it was last logged that the service is away."""
+        self._is_told = False
+        """Whether that is so of the silence of now."""
         self._lock = threading.Lock()
 
     def answered(self, check: Check, verdict: Verdict) -> None:
         """Take note of a verdict of the service."""
-        self._away_since = None
+        if self._away_since is not None:
+            self._is_back()
         if self._remembers:
             with self._lock:
                 self._known.remember(check, verdict, self._clock())
 
+    def leased(self, check: Check, verdict: Verdict, began: float) -> None:
+        """Take note of a verdict by a lease that the service was asked for at ``began``; it has answered since."""
+        away_since = self._away_since
+        if away_since is not None and began > away_since:
+            self._is_back()
+        if self._remembers:
+            with self._lock:
+                self._known.remember(check, verdict, self._clock(), began)
+
+    def _is_back(self) -> None:
+        with self._lock:
+            away_since, self._away_since = self._away_since, None
+            is_told, self._is_told = self._is_told, False
+        if is_told and away_since is not None:
+            _log.warning("the service answers again, after %.1f s", self._clock() - away_since)
+
     def decide(self, check: Check, error: FormgateError) -> Verdict:
         """Return the verdict on a check that the service did not decide, because of ``error``; counted and told."""
+        mode = self._modes[level_of(check)]
         with self._lock:
-            verdict = self._decide(check, error)
+            tells = self._notes_silence()
+            verdict = self._decide(check, error, mode)
+        if tells:
+            kind = f"{type(error).__name__} {error.reason}".rstrip()
+            _log.warning("the service decides no checks (%s); until it does the fail mode does: %s", kind, mode)
         self._count(verdict, error)
         if self._on_fallback is not None:
             try:
@@ -162,11 +190,19 @@ class Fallback:
                 _log.exception("on_fallback failed")
         return verdict
 
-    def _decide(self, check: Check, error: FormgateError) -> Verdict:
+    def _notes_silence(self) -> bool:
+        """Take note that the service is away; True: that is new, and to be logged."""
         now = self._clock()
         if self._away_since is None:
             self._away_since = now
-        mode = self._modes[level_of(check)]
+        if self._is_told or (self._logged is not None and now - self._logged < _LOG_PAUSE_SECONDS):
+            return False
+        self._is_told, self._logged = True, now
+        return True
+
+    def _decide(self, check: Check, error: FormgateError, mode: Mode) -> Verdict:
+        now = self._clock()
+        away_since = now if self._away_since is None else self._away_since
         if mode == "closed" or isinstance(error, BrokenAnswerError) or error.reason in _NO_SILENCE:
             return denied(error)
         if not _shows_a_key(check):
@@ -178,7 +214,7 @@ class Fallback:
                 return denied(error)
             verdict = replace(known, degraded=True, source=Source.FALLBACK, limits=(), error=_bare(error))
         if verdict.allowed and (
-            now - self._away_since >= self._emergency.seconds or not self._budget.take(_credential(check), now)
+            now - away_since >= self._emergency.seconds or not self._budget.take(_credential(check), now)
         ):
             self._counters.add("emergency_exceeded")
             return denied(error)
@@ -263,13 +299,17 @@ class _Known:
         self._seconds = emergency.remembered_seconds
         self._keys: OrderedDict[bytes, _KnownKey] = OrderedDict()
 
-    def remember(self, check: Check, verdict: Verdict, now: float) -> None:
-        """Keep a verdict of the service."""
+    def remember(self, check: Check, verdict: Verdict, now: float, began: float | None = None) -> None:
+        """Keep a verdict of the service. ``began``: it is by a lease of then; what was told since then counts more."""
         if self._most < 1:
             return
         credential = _credential(check)
         known = self._keys.get(credential)
+        if known is not None and began is not None and known.told(_shape(check)) >= began:
+            return
         if known is None:
+            if not verdict.allowed and verdict.key is None:
+                return  # of no key that there is: it is denied anyhow, and any number of them may come
             known = self._keys[credential] = _KnownKey()
             if len(self._keys) > self._most:
                 self._keys.popitem(last=False)
@@ -307,6 +347,11 @@ class _KnownKey:
     def __init__(self) -> None:
         self.dead: tuple[Verdict, float] | None = None
         self.verdicts: OrderedDict[tuple[object, ...], tuple[Verdict, float]] = OrderedDict()
+
+    def told(self, shape: tuple[object, ...]) -> float:
+        """Return when something was last said that is about such a request."""
+        _, at = self.dead or self.verdicts.get(shape) or (None, float("-inf"))
+        return at
 
 
 def _shape(check: Check) -> tuple[object, ...]:

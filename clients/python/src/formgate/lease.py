@@ -9,7 +9,10 @@ A secret is a key of a dictionary here, as its caller has it; it is never shown,
 
 from __future__ import annotations
 
+import atexit
+import logging
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -29,11 +32,16 @@ _MOST_WANTED: Final = 1_000_000
 _GROWTH: Final = 4
 _MOST_KEYS: Final = 10_000
 _RETRY_SECONDS: Final = 1.0
+_NO_SERVICE_SECONDS: Final = 10.0
+"""So long nothing is leased where there are no threads, or no files, for it."""
+_AT_EXIT_SECONDS: Final = 1.0
 _SHORTEST_PAUSE: Final = 0.005
 _IDLE_SECONDS: Final = 10.0
 _MOST_ALIASES: Final = 4
 """Headers by which one key is found: `Bearer`, `bearer`, and what else is there."""
 _LONGEST_ALIAS: Final = 256
+
+_log = logging.getLogger("formgate")
 
 
 class LeaseService(Protocol):
@@ -97,10 +105,19 @@ class Leases:
     """All leases of a client. For many threads; what waits for the service waits elsewhere."""
 
     def __init__(
-        self, service: Callable[[Leases], LeaseService], counters: Counters, new_id: Callable[[], str]
+        self,
+        service: Callable[[Leases], LeaseService],
+        counters: Counters,
+        new_id: Callable[[], str],
+        noted: Callable[[Check, Verdict, float], None] | None = None,
     ) -> None:
-        """``service`` is made, once, when the first lease is wanted."""
+        """``service`` is made, once, when the first lease is wanted.
+
+        ``noted`` is told of what is allowed here, once for each lease and what is wanted, and when the lease began.
+        """
+        self._noted = noted
         self._make_service = service
+        self._no_service_before = 0.0
         self._service: LeaseService | None = None
         self._counters = counters
         self._new_id = new_id
@@ -117,7 +134,7 @@ class Leases:
 
     # What each check calls.
 
-    def decide(  # noqa: C901 - every call of a function counts here
+    def decide(  # noqa: C901, PLR0912 - every call of a function counts here
         self, key: str | None, authorization: str | None, shape: Shape, cost: int
     ) -> Verdict | None:
         """Return the verdict, charged to the lease; None: the service is to be asked."""
@@ -136,17 +153,21 @@ class Leases:
                 return None
         if cost.__class__ is not int or cost < 1:
             return None
+        is_new = False
         try:
             reason = lease.reasons[shape]
         except (KeyError, TypeError):  # new, or a list, which has no hash
             try:
                 shape = _hashable(shape)
+                is_new = shape not in lease.reasons
                 reason = lease.reason(shape)
             except TypeError:  # a generator, say, which is not to be read here; or what is of no use at all
                 return None
         if reason is not Reason.OK:
             return lease.denials.get(shape)
         if lease.take(cost):
+            if is_new and self._noted is not None:
+                self._noted(Check(key, authorization, *shape[:6], cost, "", shape[6]), lease.verdict, lease.began)
             return lease.verdict
         if lease.is_used_up:
             self._used_up(key, authorization, held, lease, now)
@@ -218,7 +239,7 @@ class Leases:
 
     def _acquire(self, key: str, held: _Held, now: float) -> None:
         """Ask for a lease, unless one is asked for already, or it is of no use yet."""
-        if now < held.not_before:
+        if now < held.not_before or now < self._no_service_before:
             return
         with self._lock:
             if held.is_asking or self._closed or self._by_key.get(key) is not held:
@@ -226,9 +247,9 @@ class Leases:
             held.is_asking = True
             account_id = held.account_id
             self._of_account.setdefault(account_id, set()).add(held)
-            if self._service is None:
-                self._service = self._make_service(self)
-            service = self._service
+            service = self._made(held, now)
+        if service is None:
+            return
         lease_id = self._new_id()
         request = pb.LeaseKeyRequest(
             key=key,
@@ -242,7 +263,23 @@ class Leases:
             held.not_before = began + _RETRY_SECONDS
             held.is_asking = False
             return
-        service.acquire(request, lambda answer: self._acquired(held, lease_id, began, answer))
+        try:
+            service.acquire(request, lambda answer: self._acquired(held, lease_id, began, answer))
+        except Exception:  # noqa: BLE001 - gRPC may want a thread, too; the check is decided all the same
+            self._acquired(held, lease_id, began, None)
+
+    def _made(self, held: _Held, now: float) -> LeaseService | None:
+        """Return the service, made if need be; None: it can not be, which is no matter of the check. Under the lock."""
+        if self._service is None:
+            try:
+                self._service = self._make_service(self)
+            except Exception as error:  # noqa: BLE001 - no thread, no file: whatever it is
+                held.is_asking = False
+                self._no_service_before = now + _NO_SERVICE_SECONDS
+                _log.warning("nothing can be leased just now: %s", type(error).__name__)
+                return None
+            _open.add(self)
+        return self._service
 
     def _acquired(self, held: _Held, lease_id: str, began: float, answer: pb.LeaseKeyResponse | None) -> None:
         """Take the answer to a request for a lease."""
@@ -361,20 +398,41 @@ class Leases:
 
     def close(self) -> None:
         """Decide no more here, and give back what is left."""
+        self.give_up()
+        _open.discard(self)
+        if self._service is not None:
+            self._service.close()
+
+    def give_up(self) -> None:
+        """Decide no more here, and have what is left given back soon. Waits for nothing."""
         with self._lock:
             self._closed = True
             leases = [lease for held in self._by_key.values() if (lease := held.lease) is not None]
             self._by_key, self._by_authorization, self._of_account = {}, {}, {}
         for lease in leases:
             self._settle(lease)
-        if self._service is not None:
-            self._service.close()
 
     def after_fork(self) -> None:
         """Forget, in a child, all leases: they are the parent's to use and to settle."""
         self._lock = threading.Lock()
         self._service = None
+        _open.discard(self)
         self._by_key, self._by_authorization, self._of_account, self._epochs = {}, {}, {}, {}
+
+
+_open: weakref.WeakSet[Leases] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Give back, at the interpreter's exit, what clients still hold that nobody has closed: it is paid for."""
+    until = monotonic() + _AT_EXIT_SECONDS
+    left = list(_open)
+    for leases in left:  # from now on each one's thread settles; only then is any of them waited for
+        leases.give_up()
+    for leases in left:
+        if monotonic() < until:
+            leases.close()
 
 
 _ALL: Final = 10**9

@@ -5,7 +5,12 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, TypeAlias
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from formgate.answers import read_key, read_limit
 from formgate.asking import several
@@ -40,6 +45,8 @@ class LeasedRules:
 
     def __init__(self, rules_id: bytes, message: pb.LeaseRules) -> None:
         """Raises BrokenAnswerError for rules that can not be understood: then nothing is decided by them."""
+        if _says_more(message):
+            raise BrokenAnswerError("the lease has rules that are not known here")
         try:
             self.key = read_key(message.key)
             self._standing = _standing(message)
@@ -68,6 +75,18 @@ class LeasedRules:
         wanted = Wanted(permissions, level, resources, api_group, wanted_environment, source_ip)
         # The key's own end is not looked at: its lease ends before, by a clock that never jumps.
         return denial(self._standing, wanted, 0) or Reason.OK
+
+
+def _says_more(message: Message) -> bool:
+    """Tell whether there is a field, at any depth, of a later contract: it may be what restricts."""
+    if len(UnknownFieldSet(message)):
+        return True
+    return any(
+        isinstance(each, Message) and _says_more(each)
+        for field, value in message.ListFields()
+        if field.type == FieldDescriptor.TYPE_MESSAGE
+        for each in ((value,) if isinstance(value, Message) else value)  # of a map: its keys, which are texts
+    )
 
 
 def _standing(message: pb.LeaseRules) -> Standing:
@@ -122,6 +141,7 @@ class Lease:
 
     __slots__ = (
         "_lock",
+        "began",
         "denials",
         "end",
         "epoch",
@@ -140,9 +160,12 @@ class Lease:
         seconds = message.duration.seconds + message.duration.nanos / 1e9
         if not 0 < seconds <= _LONGEST_SECONDS or message.units < 1 or not message.lease_id or message.epoch < 1:
             raise BrokenAnswerError("the lease makes no sense")
+        if _says_more(message):
+            raise BrokenAnswerError("the lease says what is not known here")
         self._lock = threading.Lock()
         self.reasons: dict[Shape, Reason | None] = {}
         self.denials: dict[Shape, Verdict] = {}
+        self.began = began
         self.end = began + seconds
         self.renew = began + seconds * _RENEWED_AT
         """From when on a check has more to do than to be decided; never after ``end``."""
@@ -192,7 +215,7 @@ class Lease:
             and len(self.denials) < _MOST_SHAPES
             and self.reason(shape) is verdict.reason
         ):
-            self.denials[shape] = verdict
+            self.denials[shape] = replace(verdict, source=Source.LEASE)
 
     @property
     def is_used_up(self) -> bool:

@@ -7,8 +7,9 @@ import importlib
 import ipaddress
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ _DEFAULT_ADDRESS: Final = "127.0.0.1:50051"
 _LARGEST_PORT: Final = 65_535
 _LARGEST_ANSWER: Final = 64 * 2**20
 _SCHEMES: Final = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:", "passthrough:")
+_HOST: Final = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
 _ROUND_ROBIN: Final = json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})
 _YES: Final = {"1", "true", "yes", "on"}
 _NO: Final = {"", "0", "false", "no", "off"}
@@ -41,10 +43,14 @@ class Tls:
     key: bytes | str | Path | None = field(default=None, repr=False)
     server_name: str = ""
 
-    def credentials(self) -> grpc.ChannelCredentials:
-        """Read the files, as they are now. Raises OSError."""
+    def read(self) -> Tls:
+        """Return the same with what the files hold now. Raises OSError, and ValueError for half a certificate."""
         if (self.cert is None) != (self.key is None):
             raise ValueError("a client certificate needs both `cert` and `key`")
+        return replace(self, ca=_pem(self.ca), cert=_pem(self.cert), key=_pem(self.key))
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Return gRPC's."""
         return grpc.ssl_channel_credentials(_pem(self.ca), _pem(self.key), _pem(self.cert))
 
 
@@ -89,7 +95,7 @@ class Connection:
         return options
 
     def channel(self) -> grpc.Channel:
-        """Make a channel; nothing connects before the first call. Raises OSError where a file can not be read."""
+        """Make a channel; nothing connects before the first call."""
         if self.tls is None:
             return grpc.insecure_channel(self.target, self.channel_options())
         return grpc.secure_channel(self.target, self.tls.credentials(), self.channel_options())
@@ -111,11 +117,12 @@ def connection(
 ) -> Connection:
     """Put together where to connect; what is None comes from the environment.
 
-    Raises ValueError where that makes no sense, and where a token would travel in clear beyond this machine.
+    Raises ValueError where that makes no sense, and where a token would travel in clear beyond this machine; OSError
+    where a file can not be read: now, since a check must not fail by it.
     """
-    addresses = [address] if isinstance(address, str) else list(address or ())
+    addresses = _split(address) if isinstance(address, str) else list(address or ())
     if not addresses:
-        addresses = [each.strip() for each in environment.get("FORMGATE_ADDRESS", "").split(",") if each.strip()]
+        addresses = [each for each in _split(environment.get("FORMGATE_ADDRESS", "")) if each]
     target = _target(addresses or [_DEFAULT_ADDRESS])
     token = _token(environment) if token is None else token.strip()
     if not token.isprintable() or not token.isascii() or " " in token:
@@ -127,7 +134,7 @@ def connection(
         raise ValueError(
             f"the token would travel in clear to {target}: give `tls`, or say `insecure=True` (FORMGATE_INSECURE=1)"
         )
-    return Connection(target, token, tls)
+    return Connection(target, token, None if tls is None else tls.read())
 
 
 def _token(environment: Mapping[str, str]) -> str:
@@ -156,6 +163,11 @@ def _flag(name: str, environment: Mapping[str, str]) -> bool:
     return value in _YES
 
 
+def _split(address: str) -> list[str]:
+    """Return the addresses of a text; the commas of a target of gRPC's are its own."""
+    return [address] if address.startswith(_SCHEMES) else [each.strip() for each in address.split(",")]
+
+
 def _target(addresses: Sequence[str]) -> str:
     """Return gRPC's target for one or several addresses. Raises ValueError for what is none."""
     if len(addresses) == 1:
@@ -177,11 +189,21 @@ def _target(addresses: Sequence[str]) -> str:
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
-    host, colon, port = address.rpartition(":")
+    host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) <= _LARGEST_PORT):
+    if not (_is_host(host) and port.isascii() and port.isdigit() and 0 < int(port) <= _LARGEST_PORT):
         raise ValueError(f"{address!r} is not HOST:PORT, such as 127.0.0.1:50051")
     return host, int(port)
+
+
+def _is_host(host: str) -> bool:
+    """Tell whether it is a name or an IP address: no URL, nor several of them."""
+    if ":" not in host:
+        return _HOST.fullmatch(host) is not None
+    try:
+        return ipaddress.ip_address(host).version == 6  # noqa: PLR2004 - IPv6
+    except ValueError:
+        return False
 
 
 def _is_loopback(target: str) -> bool:

@@ -6,10 +6,11 @@ import asyncio
 import copy
 from collections import deque
 from collections.abc import Awaitable
+from functools import partial
 from typing import Final, Protocol
 
 from formgate.answers import Outcome
-from formgate.errors import DeadlineError, FormgateError
+from formgate.errors import BrokenAnswerError, DeadlineError, FormgateError
 from formgate.verdict import Verdict
 from formgate.wire import MOST, MOST_BYTES
 
@@ -51,6 +52,12 @@ class _Waiting:
         else:
             self.done.set_result(outcome)
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether whoever asks was told to send it himself."""
+        done = self.done
+        return done.done() and not done.cancelled() and not done.exception() and done.result() is None
+
 
 class Together:
     """Sends at once what arrives alone; what arrives while a call is under way goes together into the next."""
@@ -75,12 +82,16 @@ class Together:
         self._queue.append(waiting)
         if not self._under_way:
             self._schedule()  # when all that is ready has run: what else is asked in this moment goes along
+        # A call's own deadline is that of whoever can wait the longest, and what is queued has none.
+        timer = self._loop.call_at(deadline, _expire, waiting)
         try:
             verdict = await waiting.done
-        except asyncio.CancelledError:
-            if not waiting.done.cancelled() and not waiting.done.exception() and waiting.done.result() is None:
+        except BaseException:
+            if waiting.is_alone:
                 self._end_alone()
             raise
+        finally:
+            timer.cancel()
         return await self._ask_alone(waiting) if verdict is None else verdict
 
     async def finish(self) -> None:
@@ -101,9 +112,10 @@ class Together:
             self._alone += 1
             batch[0].done.set_result(None)  # who asks sends it himself: a task more would take longer
             return
-        call = self._loop.create_task(self._ask(batch))
+        turn = _Turn(self)
+        call = self._loop.create_task(self._ask(batch, turn))
         self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
+        call.add_done_callback(partial(self._ended, batch, turn))
 
     def _take(self) -> list[_Waiting]:
         """Take from the queue what goes in one call, leaving out those who wait no more."""
@@ -138,17 +150,9 @@ class Together:
         self._alone -= 1
         self.go_on()
 
-    async def _ask(self, batch: list[_Waiting]) -> None:
-        turn = _Turn(self)
-        last = max(waiting.deadline for waiting in batch)
-        seconds = last - self._loop.time()
-        timers = [self._loop.call_later(PATIENCE_SECONDS, turn.end)]
-        # The call's own deadline is that of whoever can wait the longest; whoever can not has a timer.
-        timers += [
-            self._loop.call_at(waiting.deadline, _expire, waiting)
-            for waiting in batch
-            if last - waiting.deadline > PATIENCE_SECONDS
-        ]
+    async def _ask(self, batch: list[_Waiting], turn: _Turn) -> None:
+        seconds = max(waiting.deadline for waiting in batch) - self._loop.time()
+        patience = self._loop.call_later(PATIENCE_SECONDS, turn.end)
         try:
             again = any(waiting.again for waiting in batch)
             outcomes = await self._send([waiting.request for waiting in batch], max(seconds, 0.001), again=again)
@@ -158,9 +162,16 @@ class Together:
             for waiting in batch:
                 waiting.settle(copy.copy(error))
         finally:
-            for timer in timers:
-                timer.cancel()
+            patience.cancel()
             turn.end()
+
+    def _ended(self, batch: list[_Waiting], turn: _Turn, call: asyncio.Task[None]) -> None:
+        """See to it that nobody waits for a call that is over: it may have been cancelled, even before it began."""
+        self._calls.discard(call)
+        turn.end()
+        for waiting in batch:
+            if not waiting.done.done():
+                waiting.settle(BrokenAnswerError("the call ended without an answer"))
 
     def go_on(self) -> None:
         """Let the next call go, when those who were just answered have run: they may ask again."""
