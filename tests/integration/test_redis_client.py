@@ -522,7 +522,7 @@ async def test_a_server_of_a_cluster_by_the_url_of_one(tmp_path: Path) -> None:
 
 def _blocked() -> None:
     """Hold the loop, as a long computation would; longer than a deadline."""
-    time.sleep(2 * TIMEOUT)
+    time.sleep(4 * TIMEOUT)
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])

@@ -101,7 +101,8 @@ export type CheckKeyRequest = Message<"formgate.v1.CheckKeyRequest"> & {
   cost?: bigint | undefined;
 
   /**
-   * An id. An admission repeated with it within 60 seconds is not charged again; all else is decided anew. The key's own.
+   * An id, of the caller's making and never the end user's. An admission repeated with it and the same cost within 60
+   * seconds is not charged again; all else is decided anew. The key's own.
    *
    * @generated from field: string request_id = 10;
    */
