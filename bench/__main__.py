@@ -16,7 +16,7 @@ from bench.echo import echo
 from bench.figures import above, medians, ratio
 from bench.h2load import H2load
 from bench.memory import cached_key_bytes
-from bench.process import Cores, Process
+from bench.process import Cores
 from bench.report import Report, Target
 from bench.world import Served, served
 
@@ -66,7 +66,7 @@ def measure(size: Size, generator: H2load, cores: Cores) -> Report:
         _say(f"starting servers with {_FEW_KEYS:,} and {size.keys:,} keys")
         few = stack.enter_context(served(folder / "few", cores.server, _FEW_KEYS))
         many = stack.enter_context(served(folder / "many", cores.server, size.keys))
-        bare = stack.enter_context(_echo(few, cores.server, folder))
+        bare = stack.enter_context(echo(few.answer_bytes(), cores.server, logs=folder / "echo-logs"))
         floor = scenarios.floor(generator, bare, few)
         check = scenarios.check_key(generator, few)
         check_many = scenarios.check_key(generator, many)
@@ -97,13 +97,6 @@ def measure(size: Size, generator: H2load, cores: Cores) -> Report:
     others = max(scenario.others for scenario in all_of_them)
     notes.append(f"other processes took up to {others:.0%} of the server's core")
     return Report("On SQLite, the embedded default", generator.version, all_of_them, targets, notes)
-
-
-def _echo(few: Served, core: int, folder: Path) -> Process:
-    """Start the floor, with answers of the size of a real one."""
-    size = few.client.check(few.secrets[0]).ByteSize()
-    few.expected += 1
-    return echo(size, core, logs=folder / "echo-logs")
 
 
 def _resident(few: Served, many: Served) -> str:

@@ -111,8 +111,7 @@ def _start(
     say(f"putting in {size.many.keys:,} keys, and using {size.many.known // size.many.hot:,} of them")
     million = deploy(both, folder / "many", 2, size.many)
     many = stack.enter_context(million.served(cores.server))
-    size_of_answer = few.client.check(few.secrets[0]).ByteSize()
-    few.expected += 1
+    size_of_answer = few.answer_bytes()
     bare = stack.enter_context(echo(size_of_answer, cores.server, logs=folder / "echo-logs"))
     bare_two = stack.enter_context(echo(size_of_answer, *cores, logs=folder / "echo-two-logs", workers=2))
     say("starting the peers")
@@ -124,7 +123,9 @@ def _start(
     lines = _Lines(
         floor=scenarios.floor(generator, bare, few),
         floor_many=scenarios.floor(generator, bare, few, MANY),
-        floor_two=_named(scenarios.floor(generator, bare_two, few, MANY), "floor, 64 connections, 2 workers"),
+        floor_two=_named(
+            scenarios.floor(generator, bare_two, few, MANY), f"floor, {MANY.connections} connections, 2 workers"
+        ),
         few=scenarios.check_key(generator, few),
         many=_named(scenarios.check_key(generator, many), f"CheckKey, {size.many.keys:,} keys"),
         batch=scenarios.batch_check_keys(generator, few),

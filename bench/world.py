@@ -33,6 +33,11 @@ class Served:
     first_us: float
     """Microseconds of CPU for the first check of a key: it is read, and its counters' marks are written."""
 
+    def answer_bytes(self) -> int:
+        """Return how many bytes an answer has; that is one check more."""
+        self.expected += 1
+        return self.client.check(self.secrets[0]).ByteSize()
+
     def charged(self) -> list[int]:
         """Return how many units each key was charged, as its own daily counter says."""
         answers = self.client.check_all(self.secrets, cost=0)
