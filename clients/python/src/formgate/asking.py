@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from formgate.errors import FieldViolation, InvalidRequestError
+from formgate.errors import invalid_field
 from formgate.rules.grants import Level
 from formgate.v1 import authorization_pb2 as pb
 from formgate.v1.resources_pb2 import ENVIRONMENT_UNSPECIFIED
@@ -81,7 +81,7 @@ def _read(given: Any) -> Any:  # noqa: ANN401 - a caller's, of whatever type
 def to_request(check: Check) -> pb.CheckKeyRequest:
     """Write a check as the message that the service takes. Raises InvalidRequestError; it shows no value."""
     if (check.key is None) == (check.authorization is None):
-        raise _invalid("key", "give either `key` or `authorization` (empty where the request has no such header)")
+        raise invalid_field("key", "give either `key` or `authorization` (empty where the request has no such header)")
     try:
         return pb.CheckKeyRequest(
             key=check.key,  # type: ignore[arg-type]  # None leaves it unset
@@ -99,7 +99,7 @@ def to_request(check: Check) -> pb.CheckKeyRequest:
             explain=check.explain,
         )
     except (TypeError, ValueError):  # what these say may show a key
-        raise _invalid("request", "has a value of the wrong type, or text that is no Unicode") from None
+        raise invalid_field("request", "has a value of the wrong type, or text that is no Unicode") from None
 
 
 def several(given: Iterable[str]) -> tuple[str, ...]:
@@ -122,7 +122,3 @@ def _environment(given: Environment | str | None) -> Environment_.ValueType:
     if value is None:
         raise ValueError
     return Environment_.ValueType(value)
-
-
-def _invalid(field: str, description: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{field}: {description}", (FieldViolation(field, description),))

@@ -9,7 +9,7 @@ from typing import Final, TypedDict
 from formgate.answers import Outcome
 from formgate.asking import Check, to_request
 from formgate.counters import Counters
-from formgate.errors import BrokenAnswerError, FieldViolation, FormgateError, InvalidRequestError, UnavailableError
+from formgate.errors import BrokenAnswerError, FormgateError, UnavailableError, invalid_field
 from formgate.fallback import Emergency, Fail, Fallback, denied, level_of
 from formgate.lease import Leases, shape_of
 from formgate.leasing import Leasing
@@ -86,8 +86,7 @@ class Common:
         try:
             level_of(check)
         except ValueError:  # found now, not when the service is away
-            told = "is none: read, write or manage"
-            raise InvalidRequestError(f"level: {told}", (FieldViolation("level", told),)) from None
+            raise invalid_field("level", "is none: read, write or manage") from None
         if check.cost != 0 and not check.request_id:
             request.request_id = self.new_id()
         return request.SerializeToString()

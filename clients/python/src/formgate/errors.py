@@ -45,6 +45,11 @@ class InvalidRequestError(FormgateError):
         self.fields = fields
 
 
+def invalid_field(field: str, description: str) -> InvalidRequestError:
+    """Return the error of a call that is wrong by one field, found before it is sent."""
+    return InvalidRequestError(f"{field}: {description}", (FieldViolation(field, description),))
+
+
 class UnauthenticatedError(FormgateError):
     """The service does not know this client's token."""
 

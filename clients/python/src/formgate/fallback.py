@@ -177,8 +177,11 @@ class Fallback:
         """Return the verdict on a check that the service did not decide, because of ``error``; counted and told."""
         mode = self._modes[level_of(check)]
         with self._lock:
-            tells = self._notes_silence()
-            verdict = self._decide(check, error, mode)
+            now = self._clock()
+            if self._away_since is None:
+                self._away_since = now
+            tells = self._is_to_be_told(now)
+            verdict = self._decide(check, error, mode, now, now - self._away_since)
         if tells:
             kind = f"{type(error).__name__} {error.reason}".rstrip()
             _log.warning("the service decides no checks (%s); until it does the fail mode does: %s", kind, mode)
@@ -190,19 +193,14 @@ class Fallback:
                 _log.exception("on_fallback failed")
         return verdict
 
-    def _notes_silence(self) -> bool:
-        """Take note that the service is away; True: that is new, and to be logged."""
-        now = self._clock()
-        if self._away_since is None:
-            self._away_since = now
+    def _is_to_be_told(self, now: float) -> bool:
+        """Tell whether it is to be logged that the service is away, and take note of that."""
         if self._is_told or (self._logged is not None and now - self._logged < _LOG_PAUSE_SECONDS):
             return False
         self._is_told, self._logged = True, now
         return True
 
-    def _decide(self, check: Check, error: FormgateError, mode: Mode) -> Verdict:
-        now = self._clock()
-        away_since = now if self._away_since is None else self._away_since
+    def _decide(self, check: Check, error: FormgateError, mode: Mode, now: float, away: float) -> Verdict:
         if mode == "closed" or isinstance(error, BrokenAnswerError) or error.reason in _NO_SILENCE:
             return denied(error)
         if not _shows_a_key(check):
@@ -213,9 +211,7 @@ class Fallback:
             if known is None:
                 return denied(error)
             verdict = replace(known, degraded=True, source=Source.FALLBACK, limits=(), error=_bare(error))
-        if verdict.allowed and (
-            now - away_since >= self._emergency.seconds or not self._budget.take(_credential(check), now)
-        ):
+        if verdict.allowed and (away >= self._emergency.seconds or not self._budget.take(_credential(check), now)):
             self._counters.add("emergency_exceeded")
             return denied(error)
         return verdict

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, TypedDict
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from formgate.errors import FieldViolation, InvalidRequestError
+from formgate.errors import invalid_field
 from formgate.v1 import authorization_pb2 as pb
 
 _LARGEST: Final = 60_000
@@ -68,7 +68,7 @@ def to_bytes(usage: Usage) -> bytes:
     Raises InvalidRequestError for what can not be written or sent; whether it is acceptable is for the service to say.
     """
     told = "has a value of the wrong type or size, a time without its zone, or text that is no Unicode"
-    wrong = InvalidRequestError(f"record: {told}", (FieldViolation("record", told),))
+    wrong = invalid_field("record", told)
     occur_time = usage.occur_time or datetime.now(UTC)
     if occur_time.tzinfo is None:
         raise wrong
@@ -95,8 +95,7 @@ def to_bytes(usage: Usage) -> bytes:
     except (TypeError, ValueError, AttributeError):
         raise wrong from None
     if len(payload) > _LARGEST:
-        told = f"has {len(payload):,} bytes; {_LARGEST:,} are the most"
-        raise InvalidRequestError(f"record: {told}", (FieldViolation("record", told),))
+        raise invalid_field("record", f"has {len(payload):,} bytes; {_LARGEST:,} are the most")
     return payload
 
 
