@@ -211,10 +211,11 @@ class RedisLimiter:
         """See ``Limiter.charge_many``: many go in one call, all of them in one write."""
         checks = [self._check(charge) for charge in charges]
         results: dict[int, ChargeResult | UnavailableError] = {}
+        now = self._time.now()
         fit = []
         for index, check in enumerate(checks):
             try:
-                self._pack(check)
+                _pack(check, now)
             except UnavailableError as error:
                 results[index] = error
             else:
@@ -297,17 +298,9 @@ class RedisLimiter:
             self._plans[id(counters)] = plan
         return plan
 
-    def _pack(self, check: _Check) -> None:
-        """Pack a check's counters before it goes with others: if that fails, it is for this check alone."""
-        try:
-            check.plan.packed(self._time.now())
-        except Exception as error:
-            message = f"This server can not look up the limits' periods: {error}."  # as of a zone that it does not know
-            raise UnavailableError(message) from error
-
     def _send_one(self, check: _Check) -> asyncio.Future[_Reply]:
         """Return the reply to come; what else this turn asks for goes in the same call."""
-        self._pack(check)
+        _pack(check, self._time.now())
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[_Reply] = loop.create_future()
         if not self._turn:
@@ -502,6 +495,15 @@ class RedisLimiter:
         """See ``Leases.none_out``."""
         words = (self._compared, self._incarnation())
         await self._client.run(NEW, account_id, (self._account(account_id),), words, repeatable=True)
+
+
+def _pack(check: _Check, now: int) -> None:
+    """Pack a check's counters before it goes with others: if that fails, it is for this check alone."""
+    try:
+        check.plan.packed(now)
+    except Exception as error:
+        message = f"This server can not look up the limits' periods: {error}."  # as of a zone that it does not know
+        raise UnavailableError(message) from error
 
 
 def _raise_if_failed(reply: Sequence[Any]) -> None:
