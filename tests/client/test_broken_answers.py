@@ -14,9 +14,8 @@ from formgate.errors import BrokenAnswerError, InvalidRequestError, UnavailableE
 from formgate.v1 import authorization_pb2 as pb
 from formgate.v1.resources_pb2 import LimitStatus
 from formgate.verdict import Reason, Source
-from tests.support.callers import KINDS, Caller, Scripted, scripted
+from tests.support.callers import KINDS, YES, Caller, Scripted, scripted
 
-YES = pb.CheckKeyResponse(allowed=True, reason=pb.REASON_OK, http_status=200, key=pb.CheckedKey(key_id="key_1"))
 NO = pb.CheckKeyResponse(reason=pb.REASON_KEY_REVOKED, http_status=401)
 
 

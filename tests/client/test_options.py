@@ -8,14 +8,9 @@ import pytest
 
 from formgate.common import Common
 from formgate.options import Connection, Tls, connection
-from formgate.v1 import authorization_pb2 as pb
 from formgate.verdict import Source
-from tests.support.callers import KINDS, Caller, scripted
+from tests.support.callers import KINDS, YES, Caller, scripted
 from tests.support.certificates import Authority
-
-YES = pb.CheckKeyResponse(
-    allowed=True, reason=pb.REASON_OK, http_status=200, key=pb.CheckedKey(key_id="key_1")
-).SerializeToString()
 
 
 def connected(environment: dict[str, str] | None = None, **given: Any) -> Connection:
@@ -139,7 +134,7 @@ def test_encrypted_and_both_sides_proven(kind: str, tmp_path: Path) -> None:
     )
     with scripted(credentials) as server:
         server.check = lambda _request, context: (
-            YES if dict(context.invocation_metadata())["authorization"] == "Bearer fgt_t" else b""
+            YES.SerializeToString() if dict(context.invocation_metadata())["authorization"] == "Bearer fgt_t" else b""
         )
 
         def answered(tls: Tls) -> bool:

@@ -19,7 +19,7 @@ from formgate.v1 import authorization_pb2 as pb
 from formgate.v1.keys_pb2 import RevokeKeyRequest
 from formgate.v1.resources_pb2 import HOLDER_KEY, Limit
 from formgate.verdict import Reason, Source, Verdict
-from tests.support.callers import KINDS, Caller, Scripted, new_key, scripted
+from tests.support.callers import KINDS, YES, Caller, Scripted, new_key, scripted
 from tests.support.client import Client as Manager
 from tests.support.proxy import Proxy
 from tests.support.server import Server, eventually
@@ -27,9 +27,6 @@ from tests.support.server import Server, eventually
 pytest_plugins = ("tests.support.rpc",)
 
 CREDITS = 1_000
-YES = pb.CheckKeyResponse(
-    allowed=True, reason=pb.REASON_OK, http_status=200, key=pb.CheckedKey(key_id="key_1")
-).SerializeToString()
 
 
 def credits_limit() -> Limit:
@@ -162,7 +159,7 @@ def test_the_budget_ends_retries(kind: str, server: Scripted) -> None:
         retried = caller.counters["retries"]
         assert 3 <= retried <= 6
         assert len(server.calls) == 50 + retried
-        server.check = lambda _request, _context: YES
+        server.check = lambda _request, _context: YES.SerializeToString()
         for _ in range(80):  # each gives a tenth back
             assert caller.check("k")
         server.check = lambda _request, context: context.abort(grpc.StatusCode.UNAVAILABLE, "no")
@@ -201,7 +198,7 @@ def test_the_service_says_when_to_come_again(kind: str, server: Scripted) -> Non
 def test_all_addresses_in_turn(kind: str) -> None:
     """Of two services each gets its share; when one goes away, the other answers all, and nobody notices."""
     with scripted() as first, scripted() as second:
-        first.check = second.check = lambda _request, _context: YES
+        first.check = second.check = lambda _request, _context: YES.SerializeToString()
         with Caller(kind, [first.address, second.address], timeout=5) as caller:
             # Each is connected in its own time.
             eventually(lambda: caller.check("k") and first.calls and second.calls, 10, "both are asked")

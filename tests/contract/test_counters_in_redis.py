@@ -870,13 +870,19 @@ SPOILT = {
 }
 
 
+async def begun(limiter: RedisLimiter, names: str) -> list[Charge]:
+    """Make such a charge of an account of each name, and return them, to be made again."""
+    charges = [Charge(name, 1, "k1", (counter(100, SHORT, f"{name}/rate"),), 1) for name in names]
+    for each in charges:
+        await decided(limiter, each.counters, account=each.account_id)
+    return charges
+
+
 @pytest.mark.parametrize("spoilt", SPOILT)
 async def test_what_is_not_ours_fails_the_checks_of_its_account_only(world: World, spoilt: str) -> None:
     """A key of another kind, or no state where one was: the checks before and behind it are decided, and charged."""
     limiter = world.process()
-    limits = [(counter(100, SHORT, f"{name}/rate"),) for name in "abc"]
-    for name, limit in zip("abc", limits, strict=True):
-        await decided(limiter, limit, account=name)
+    charges = [each for each in await begun(limiter, "abc") for _ in range(2)]
     with world.server.client() as client:
         (of_counter,) = client.keys("fg:{b}:c:*")
         state = SPOILT[spoilt]
@@ -884,7 +890,6 @@ async def test_what_is_not_ours_fails_the_checks_of_its_account_only(world: Worl
             client.set("fg:{b}" if spoilt == "account" else of_counter, "other")
         else:
             client.hset(of_counter, mapping={"s": state})
-    charges = [Charge(name, 1, "k1", limit, 1) for name, limit in zip("abc", limits, strict=True) for _ in range(2)]
     told = await limiter.charge_many(charges)
     assert [one.standings[0].remaining for one in told if isinstance(one, Charged)] == [98, 97, 98, 97]
     assert [type(one) for one in told[2:4]] == [ScriptFailed] * 2
@@ -892,24 +897,19 @@ async def test_what_is_not_ours_fails_the_checks_of_its_account_only(world: Worl
         await limiter.charge(charges[2])
     if spoilt != "account":
         with pytest.raises(ScriptFailed):
-            await limiter.look("b", limits[1])
+            await limiter.look("b", charges[2].counters)
 
 
 @pytest.mark.parametrize("epoch", [b"", b"zz\xff", b"-1", b"1.5", b"\0"])
 async def test_what_is_no_epoch_fails_the_checks_of_its_account_only(world: World, epoch: bytes) -> None:
     """It is neither below the check's own, which would admit it, nor an answer that nobody can read."""
     limiter = world.process()
-    limits = [(counter(100, SHORT, f"{name}/rate"),) for name in "abc"]
-    for name, limit in zip("abc", limits, strict=True):
-        await decided(limiter, limit, account=name)
+    charges = await begun(limiter, "abc")
     with world.server.client() as client:
         kept = client.hget("fg:{b}", "e")
         client.hset("fg:{b}", mapping={"e": kept[:-1] + epoch})
-    told = await limiter.charge_many(
-        [Charge(name, 1, "k1", limit, 1) for name, limit in zip("abc", limits, strict=True)]
-    )
-    assert [type(one) for one in told] == [Charged, ScriptFailed, Charged]
-    leased = LeaseCharge("b", 1, limits[1], 10, SECOND, "lease")
+    assert [type(one) for one in await limiter.charge_many(charges)] == [Charged, ScriptFailed, Charged]
+    leased = LeaseCharge("b", 1, charges[1].counters, 10, SECOND, "lease")
     with pytest.raises(ScriptFailed):
         await limiter.lease(leased)
 
@@ -917,15 +917,14 @@ async def test_what_is_no_epoch_fails_the_checks_of_its_account_only(world: Worl
 async def test_what_is_no_incarnation_fails_the_checks_of_its_account_only(world: World) -> None:
     """An answer that cannot be read is for the one that it answers."""
     limiter = world.process()
-    limits = [(counter(100, SHORT, f"{name}/rate"),) for name in "ab"]
-    await decided(limiter, limits[0], account="a")
-    assert isinstance(await limiter.charge(Charge("b", 1, "k1", limits[1], 1)), EpochMissing)
+    (well,) = await begun(limiter, "a")
+    broken = well._replace(account_id="b", counters=(counter(100, SHORT, "b/rate"),))
+    assert isinstance(await limiter.charge(broken), EpochMissing)
     with world.server.client() as client:
         client.hset("fg:{b}", mapping={"i": "many"})
-    charges = [Charge(name, 1, "k1", limit, 1) for name, limit in zip("ab", limits, strict=True)]
-    assert [type(one) for one in await limiter.charge_many(charges)] == [Charged, ScriptFailed]
+    assert [type(one) for one in await limiter.charge_many([well, broken])] == [Charged, ScriptFailed]
     with pytest.raises(ScriptFailed):
-        await limiter.charge(charges[1])
+        await limiter.charge(broken)
 
 
 # Of what outlives Redis: charged, mark, marked, used, the head or the end, newest.

@@ -24,6 +24,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from formgate import AsyncClient, Check, Client, Verdict
 from formgate.common import Options
+from formgate.v1 import authorization_pb2 as pb
 from formgate.v1.accounts_pb2 import GRANULARITY_DAY, GetUsageRequest
 from formgate.v1.keys_pb2 import CreateKeyRequest
 from formgate.v1.resources_pb2 import Grant, Limit
@@ -35,6 +36,7 @@ T = TypeVar("T")
 KINDS = ("threads", "asyncio")
 PERMISSION = "forms.view"
 RESOURCE = "forms/f1"
+YES = pb.CheckKeyResponse(allowed=True, reason=pb.REASON_OK, http_status=200, key=pb.CheckedKey(key_id="key_1"))
 
 
 class Caller:
