@@ -25,6 +25,7 @@ from formgate_server.settings import Settings
 from formgate_server.truth import StartError
 from formgate_server.wire.http import HttpServer
 from formgate_server.wire.port import reserved
+from formgate_server.wire.wakeups import EventLoop
 from formgate_server.workers.supervisor import Supervisor, WorkerRefusedError
 
 _log = structlog.get_logger("formgate.server")
@@ -37,7 +38,7 @@ def serve(settings: Settings) -> int:
     log.set_up(settings.log_level, settings.log_format)
     try:
         if settings.workers == 1:
-            uvloop.run(_serve(settings))
+            uvloop.run(_serve(settings), loop_factory=EventLoop)
         else:
             _check_topology(settings)
             asyncio.run(_supervise(settings))

@@ -10,11 +10,11 @@ from tests.support.server import Server
 
 # `formgate serve` refuses several workers on a folder, and has no supervisor for one. All but their number is as it is.
 _SUPERVISE = """
-import asyncio, sys
+import asyncio, sys, types
 from formgate_server import cli, server
 
 server._serve = server._supervise
-server.uvloop = asyncio
+server.uvloop = types.SimpleNamespace(run=lambda main, **_: asyncio.run(main))
 sys.exit(cli.run(sys.argv[1:]))
 """
 

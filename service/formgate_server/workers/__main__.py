@@ -22,6 +22,7 @@ from prometheus_client import values
 
 from formgate_server import garbage, log
 from formgate_server.settings import Settings
+from formgate_server.wire.wakeups import EventLoop
 
 _PR_SET_PDEATHSIG = 1
 _BEAT_SECONDS = 1.0
@@ -41,7 +42,7 @@ def main() -> int:
     log.set_up(settings.log_level, settings.log_format)
     structlog.contextvars.bind_contextvars(worker=number)
     _count_in(hello["metrics"], number)
-    uvloop.run(_serve(settings, link))
+    uvloop.run(_serve(settings, link), loop_factory=EventLoop)
     return 1 if link.refused else 0
 
 
