@@ -17,8 +17,9 @@ SATURATED = Flight(connections=4, streams=16)
 ALONE = Flight(connections=1, streams=1)
 FEW = Flight(connections=4, streams=1)
 MANY = Flight(connections=64, streams=1)
+TWICE = Flight(connections=2 * MANY.connections, streams=1)
 BATCH = 256
-_FEWEST = 10 * MANY.connections
+_FEWEST = 10 * TWICE.connections
 
 _HEADERS = {"content-type": "application/grpc", "te": "trailers"}
 
@@ -71,7 +72,7 @@ class Scenario:
 def floor(h2load: H2load, echo: Process, served: Served, flight: Flight = SATURATED) -> Scenario:
     """Every check of ``served``, sent to a server that decides nothing."""
     send = _checks(h2load, echo, served, flight)
-    name = _named("floor: bare grpc.aio echo", flight)
+    name = _named("floor: bare grpc.aio echo" if flight is SATURATED else "floor", flight)
     return Scenario(name, echo, send, guess=1_000, informative=flight == ALONE, fewest=_FEWEST)
 
 
