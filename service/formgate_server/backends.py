@@ -227,10 +227,10 @@ def _tell_breaker(store: str, *, is_open: bool) -> None:
         metrics.breaker_openings[store].count += 1
 
 
-def _tell_alone(alone: bool) -> None:  # noqa: FBT001 - told by position
-    metrics.degraded["counters"].set(alone)
-    if alone:
-        _log.warning("degraded: limits go by this process' share, epochs by the database")
+def _tell_alone(why: str) -> None:
+    metrics.degraded["counters"].set(bool(why))
+    if why:
+        _log.warning("degraded: limits go by this process' share, epochs by the database", detail=why)
     else:
         _log.info("no longer degraded: what was let through meanwhile is charged")
 

@@ -347,18 +347,40 @@ def test_database_down_changes_and_usage_are_undecided(world: World, how: str) -
 
 @HOW
 def test_both_down_known_keys_go_on_for_less(world: World, how: str) -> None:
-    """By heart, for max_staleness; then UNAVAILABLE; changes at once."""
+    """By heart, for max_staleness; then UNAVAILABLE; changes and usage at once, and nothing of them is done."""
     key = world.key(world.account())
     take_away(world.to_redis, how)
     take_away(world.to_database, how)
     assert world.degraded(key.secret).allowed
-    change = world.outcome(keys_pb2.RevokeKeyRequest(key_id=key.key.key_id))
-    assert _code(change) is grpc.StatusCode.UNAVAILABLE
+    record = authorization_pb2.UsageRecord(record_id="both", key_id=key.key.key_id, units=1)
+    usage = authorization_pb2.RecordUsageRequest(records=[record])
+    for request in (keys_pb2.RevokeKeyRequest(key_id=key.key.key_id), usage):
+        assert _code(world.outcome(request)) is grpc.StatusCode.UNAVAILABLE
     assert world.undecided(key.secret, STALENESS) is grpc.StatusCode.UNAVAILABLE
     assert world.is_ready()
     world.to_redis.pass_on()
     world.to_database.pass_on()
     assert world.healed(key.secret).allowed
+    told = eventually(lambda: _answer(world.outcome(usage)), HEALED, "usage")
+    assert told.results[0].outcome == authorization_pb2.OUTCOME_ACCEPTED
+
+
+def test_a_full_redis_is_as_one_that_is_down_and_the_log_says_why(world: World) -> None:
+    """It answers, and refuses to count: checks are degraded, and what it said is told once, with what to look at."""
+    key = world.key(world.account())
+    world.redis.do("CONFIG", "SET", "maxmemory", 1)
+    try:
+        first = [world.check(key.secret) for _ in range(60)]
+        until = time.monotonic() + 2.5  # looks whether it is well again find it there
+        eventually(lambda: time.monotonic() > until, HEALED, "it was looked at again")
+        verdicts = first + [world.check(key.secret) for _ in range(20)]
+    finally:
+        world.redis.do("CONFIG", "SET", "maxmemory", 0)
+    assert all(verdict.degraded for verdict in verdicts)
+    assert 45 <= sum(verdict.allowed for verdict in verdicts) <= 50
+    world.healed(key.secret)
+    (line,) = (each for each in world.log.splitlines() if "limits go by this process' share" in each)
+    assert "OOM command not allowed" in line
 
 
 def test_a_redis_slower_than_its_timeout_is_as_one_that_is_down(world: World) -> None:

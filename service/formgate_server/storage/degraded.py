@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
@@ -95,10 +95,10 @@ class DegradedLimiter:
         epochs: Epochs,
         freshness: Freshness,
         *,
-        on_degraded: Callable[[bool], None] = lambda _: None,
+        on_degraded: Callable[[str], None] = lambda _: None,
         on_lost: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Ask ``shared``. ``on_degraded`` is told when it is away, and when it is back and all is charged there.
+        """Ask ``shared``. ``on_degraded`` is told why it is away, and nothing when it is back and all is charged there.
 
         ``on_lost`` is told how many units could not be charged in the end.
         """
@@ -110,6 +110,8 @@ class DegradedLimiter:
         self._on_lost = on_lost
         # By account: of a cluster one part may be away, and what is well elsewhere says nothing of these.
         self._alone: set[str] = set()
+        self._failed: set[str] = set()
+        """Those of them that could not be charged since they were looked at last."""
         self._debts: list[tuple[str, Owed]] = []  # each under the name that makes its charge be made once
         self._healing: asyncio.Task[None] | None = None
 
@@ -120,7 +122,7 @@ class DegradedLimiter:
         try:
             outcome = await self._shared.charge(charge)
         except CountersUnavailableError as error:
-            return await self._charge_alone(charge, maybe_charged=isinstance(error, LostAnswerError))
+            return await self._charge_alone(charge, error)
         return self._told(charge, outcome)
 
     async def charge_many(self, charges: Sequence[Charge]) -> Sequence[ChargeResult | UnavailableError]:
@@ -128,19 +130,19 @@ class DegradedLimiter:
         if not self._freshness.is_within_grace:
             return [_too_long()] * len(charges)
         results: list[ChargeResult | UnavailableError] = []
-        lost: list[int] = []
+        lost: list[tuple[int, CountersUnavailableError]] = []
         for charge, outcome in zip(charges, await self._shared.charge_many(charges), strict=True):
             if isinstance(outcome, CountersUnavailableError):
-                lost.append(len(results))
+                lost.append((len(results), outcome))
             results.append(outcome if isinstance(outcome, UnavailableError) else self._told(charge, outcome))
-        alone = await asyncio.gather(*(self._instead(charges[at], results[at]) for at in lost))
-        for at, result in zip(lost, alone, strict=True):
+        alone = await asyncio.gather(*(self._instead(charges[at], error) for at, error in lost))
+        for (at, _), result in zip(lost, alone, strict=True):
             results[at] = result
         return results
 
-    async def _instead(self, charge: Charge, lost: object) -> ChargeResult | UnavailableError:
+    async def _instead(self, charge: Charge, lost: CountersUnavailableError) -> ChargeResult | UnavailableError:
         try:
-            return await self._charge_alone(charge, maybe_charged=isinstance(lost, LostAnswerError))
+            return await self._charge_alone(charge, lost)
         except UnavailableError as error:
             return error
 
@@ -152,23 +154,24 @@ class DegradedLimiter:
                 return outcome._replace(degraded=True)
         return outcome
 
-    async def _charge_alone(self, charge: Charge, *, maybe_charged: bool) -> Charged | EpochMoved:
-        self._go_alone(charge.account_id)
+    async def _charge_alone(self, charge: Charge, lost: CountersUnavailableError) -> Charged | EpochMoved:
+        self._go_alone(charge.account_id, lost)
         epoch = await self._epoch(charge)
         if epoch > charge.epoch:
             return EpochMoved(epoch)
-        charged = await self._shares.charge(charge, maybe_charged=maybe_charged)
-        self._go_alone(charge.account_id)  # it may have been settled while this one waited
+        charged = await self._shares.charge(charge, maybe_charged=isinstance(lost, LostAnswerError))
+        self._go_alone(charge.account_id, lost)  # it may have been settled while this one waited
         return charged
 
     def is_alone(self, account_id: str) -> bool:
         """Tell whether an account's limits go by this process' share."""
         return account_id in self._alone
 
-    def _go_alone(self, account_id: str) -> None:
+    def _go_alone(self, account_id: str, lost: CountersUnavailableError) -> None:
         self._alone.add(account_id)
+        self._failed.add(account_id)
         if self._healing is None:
-            self._on_degraded(True)  # noqa: FBT003 - told by position
+            self._on_degraded(str(lost) or "it does not answer")
             self._healing = asyncio.create_task(self._heal())
 
     async def _epoch(self, charge: Charge) -> int:
@@ -192,16 +195,27 @@ class DegradedLimiter:
         return max(charge.epoch, self._freshness.newest(charge.account_id))
 
     async def _heal(self) -> None:
-        """Look again and again whose counters answer, and charge what they are owed, until none is left alone."""
+        """Look again and again whose counters answer, and charge what they are owed, until none is left alone.
+
+        An account stays alone while it can not be charged: a store that is full answers, but takes nothing, and each
+        outage that ends begins a new share.
+        """
         while self._alone or self._debts:
+            self._failed.clear()
             await asyncio.sleep(_RETRY_SECONDS)
-            for some in _some(self._alone):
+            well = []
+            for some in _some(self._alone - self._failed):
                 answers = await asyncio.gather(*map(self._answers, some))
-                for account_id in (each for each, well in zip(some, answers, strict=True) if well):
-                    self._settle(account_id)
+                well += [each for each, answered in zip(some, answers, strict=True) if answered]
+            for account_id in well:
+                self._owe(self._shares.owed(account_id))
             await self._pay_all()
+            unpaid = self._failed.union(owed.account_id for _, owed in self._debts)
+            for account_id in well:
+                if account_id not in unpaid:
+                    self._settle(account_id)
         self._healing = None
-        self._on_degraded(False)  # noqa: FBT003 - told by position
+        self._on_degraded("")
 
     async def _answers(self, account_id: str) -> bool:
         """Tell whether an account's counters answer: no epoch is below 0, so this charges and changes nothing."""
@@ -213,7 +227,10 @@ class DegradedLimiter:
 
     def _settle(self, account_id: str) -> None:
         self._alone.discard(account_id)
-        self._debts += [(uuid4().hex, each) for each in self._shares.settle(account_id)]
+        self._owe(self._shares.settle(account_id))
+
+    def _owe(self, owed: Iterable[Owed]) -> None:
+        self._debts += [(uuid4().hex, each) for each in owed]
 
     async def _pay_all(self) -> None:
         """Charge what is owed; what could not be charged stays owed."""

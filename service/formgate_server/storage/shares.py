@@ -164,11 +164,17 @@ class Shares:
         return self._standings(self._shares.get(account_id, {}), counters, self._clock.now())
 
     def settle(self, account_id: str) -> list[Owed]:
-        """End an account's outage: return what is to be charged, and forget its shares.
+        """End an account's outage: return what is still to be charged, and forget its shares."""
+        owed = self.owed(account_id)
+        self._shares.pop(account_id, None)
+        return owed
+
+    def owed(self, account_id: str) -> list[Owed]:
+        """Return what an account is to be charged; it is owed here no more, and its shares stay as they are.
 
         What it comes to is known until the counters' store says it: an outage that follows at once goes on from there.
         """
-        of_account, now = self._shares.pop(account_id, {}), self._clock.now()
+        of_account, now = self._shares.get(account_id, {}), self._clock.now()
         owed = self._owed.pop(account_id, {})
         for counter in {each.id: each for counters in owed for each in counters}.values():
             self._see_share(counter, of_account[counter.id], now)

@@ -31,11 +31,15 @@ class Redis(MemoryLimiter):
     charges_all_the_same = False
     failing: Collection[str] = ()
     """The accounts whose answers are lost."""
+    full = False
+    """Whether it answers, and takes no charge."""
 
     async def charge(self, charge: Charge) -> ChargeResult:
         """See ``Limiter``."""
         if charge.account_id in self.failing:
             raise LostAnswerError("lost")
+        if self.full and charge.cost and charge.counters:
+            raise CountersUnavailableError("full")
         if self.error is not None:
             if self.charges_all_the_same:
                 await super().charge(charge)
@@ -52,6 +56,8 @@ class Redis(MemoryLimiter):
         """See ``Limiter``."""
         if self.error is not None:
             raise self.error
+        if self.full:
+            raise CountersUnavailableError("full")
         await super().adjust(account_id, counters, units, once=once)
 
 
@@ -98,7 +104,7 @@ class World:
         self.redis = Redis(self.clock, self.marks)
         self.freshness = Freshness(lambda: self.seconds, max_staleness=30, database_grace=600)
         self.shares = Shares(self.clock, self.marks, processes)
-        self.told: list[bool] = []
+        self.told: list[str] = []
         self.lost: list[int] = []
         self.limiter = DegradedLimiter(
             self.redis,
@@ -170,7 +176,7 @@ async def test_without_redis_each_process_has_its_share_of_what_was_left(world: 
         last.standings[0]._replace(remaining=0),
     )
     assert last.retry_after is not None
-    assert world.told == [True]
+    assert world.told == ["away"]
 
 
 async def test_a_share_of_what_outlives_redis_is_known_by_its_mark(world: World) -> None:
@@ -282,7 +288,7 @@ async def test_back_again_what_was_let_through_is_charged_once(world: World) -> 
         told = await world.charge(0, RATE, DAILY)
         assert isinstance(told, Charged)
         assert ([each.remaining for each in told.standings], told.degraded) == ([93, 993], False)
-    assert world.told == [True, False]
+    assert world.told == ["away", ""]
 
 
 async def test_what_may_have_been_charged_is_not_charged_again(world: World) -> None:
@@ -413,7 +419,7 @@ async def test_what_is_well_elsewhere_ends_no_outage(world: World) -> None:
         await world.limiter.charge(Charge("other", 1, "k9"))
         await asyncio.sleep(0)
     assert sum(map(admitted, outcomes)) == 50
-    assert world.told == [True]
+    assert world.told == ["lost"]
 
 
 async def test_a_charge_under_way_at_recovery_is_owed_too(world: World) -> None:
@@ -441,7 +447,7 @@ async def test_it_heals_without_traffic(world: World) -> None:
     assert await world.redis.look("acme", [RATE]) == (
         (await world.redis.look("acme", [RATE]))[0]._replace(remaining=95),
     )
-    assert world.told == [True, False]
+    assert world.told == ["away", ""]
 
 
 async def test_what_is_owed_is_charged_at_the_end(world: World) -> None:
@@ -474,3 +480,18 @@ async def test_admissions_of_an_outage_are_remembered_for_a_minute(world: World)
         world.clock.time += MINUTE // 100
         await world.charge(1, open_, request_id=f"r{number}")
     assert len(world.shares._admitted) <= 101
+
+
+async def test_a_store_that_answers_and_takes_nothing_renews_no_share(world: World) -> None:
+    """As a full Redis: each look finds it there, and what was let through is one share in all, told once."""
+    world.redis.full = True
+    through = 0
+    for _ in range(100):
+        through += admitted(await world.charge())
+        await asyncio.sleep(0.003)
+    assert through == 50
+    world.redis.full = False
+    await world.healed()
+    told = await world.charge(0)
+    assert isinstance(told, Charged)
+    assert (told.standings[0].remaining, world.told) == (50, ["full", ""])
