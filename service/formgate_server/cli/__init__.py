@@ -113,7 +113,7 @@ def _wrong_usage(error: typer.TyperException) -> int:
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         return ExitCode.USAGE  # the help has been printed
-    message = error.format_message().replace("Value error, ", "")
+    message = " ".join(error.format_message().replace("Value error, ", "").split())  # some has lines of its own
     hint = f"`{context.command_path} --help` lists what there is" if context else ""
     errors.show(CommandError(message, ExitCode.USAGE, hint=hint))
     return ExitCode.USAGE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, Protocol, TypeVar, get_args
@@ -33,6 +33,7 @@ Response = TypeVar("Response")
 LARGEST_PAGE = 1_000
 _LARGEST_ANSWER = 2**28
 _LARGEST_PORT = 65_535
+_LONGEST_TIMEOUT = 86_400.0
 
 _PANEL = "Connection"
 
@@ -64,7 +65,12 @@ Data = Annotated[
 Timeout = Annotated[
     float,
     typer.Option(
-        "--timeout", min=0.001, metavar="SECONDS", help="Wait so long for each answer.", rich_help_panel=_PANEL
+        "--timeout",
+        min=0.001,
+        max=_LONGEST_TIMEOUT,
+        metavar="SECONDS",
+        help="Wait so long for each answer.",
+        rich_help_panel=_PANEL,
     ),
 ]
 _ENCRYPTION: Mapping[str, tuple[Any, object]] = {
@@ -194,7 +200,15 @@ def remote(command: Callable[Concatenate[Server, P], None]) -> Callable[..., Non
     spellings = {parameter.name: _spelling(parameter) for parameter in own}
 
     @functools.wraps(command)
-    def run(address: str, token_file: Path | None, data: Path | None, timeout: float, **given: Any) -> None:  # noqa: ANN401
+    def run(
+        context: typer.Context,
+        address: str,
+        token_file: Path | None,
+        data: Path | None,
+        timeout: float,
+        **given: Any,  # noqa: ANN401
+    ) -> None:
+        _refuse_empty(own, context, given)
         encrypted = Encryption(**{name: given.pop(name) for name in _ENCRYPTION})
         token = find_token(token_file, data, address, os.environ, certificate=encrypted.shows_certificate)
         server = Server(_checked(address), token, timeout, spellings, encrypted)
@@ -209,6 +223,7 @@ def remote(command: Callable[Concatenate[Server, P], None]) -> Callable[..., Non
     option = functools.partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
     run.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[
+            option("context", annotation=typer.Context),
             *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own),
             option("address", annotation=Address, default="127.0.0.1:50051"),
             option("token_file", annotation=TokenFile, default=None),
@@ -219,6 +234,18 @@ def remote(command: Callable[Concatenate[Server, P], None]) -> Callable[..., Non
     )
     run.__annotations__ = {}
     return run
+
+
+def _refuse_empty(own: Iterable[inspect.Parameter], context: typer.Context, given: Mapping[str, Any]) -> None:
+    """Refuse what is given, and empty: in a script, ``--account "$ACCOUNT"`` without ACCOUNT would mean all of them.
+
+    Where an empty text is a value of its own, none given is None.
+    """
+    for each in own:
+        if given[each.name] == "" == each.default:
+            source = context.get_parameter_source(each.name)
+            if source is not None and source.name == "COMMANDLINE":
+                raise wrong_usage(_spelling(each), "is empty; leave it out where none is meant")
 
 
 def _checked(address: str) -> str:

@@ -14,6 +14,7 @@ from formgate_server.core import calendar
 
 _UNITS = {"d": 86_400_000_000, "h": 3_600_000_000, "m": 60_000_000, "s": 1_000_000, "ms": 1_000, "us": 1}
 _DURATION = re.compile(r"(?:[0-9]{1,18}(?:d|h|ms|m|us|s)\s*)+")
+_TIME = re.compile(r"[0-9-]{10}T[0-9:]{8}(?:\.[0-9]{1,9})?(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _PART = re.compile(r"([0-9]+)(d|h|ms|m|us|s)")
 _LONGEST_DURATION = 315_576_000_000 * 1_000_000  # what a google.protobuf.Duration holds: 10,000 years
@@ -61,8 +62,10 @@ def format_wait(duration: Duration) -> str:
 def parse_time(text: str) -> Timestamp:
     """Read an RFC 3339 time, with ``Z`` or an offset; a space may stand for the ``T``, as in the tables."""
     timestamp = Timestamp()
+    written = text.strip().replace(" ", "T", 1)
     try:
-        timestamp.FromJsonString(text.strip().replace(" ", "T", 1))
+        # protobuf takes any two numbers for an offset, and digits of any script
+        timestamp.FromJsonString(written if _TIME.fullmatch(written) else "")
     except ValueError:
         raise ValueError("is not a time such as 2027-01-31T12:00:00Z or 2027-01-31T12:00:00+01:00") from None
     return timestamp

@@ -126,6 +126,7 @@ def test_defaults_that_serve_shows_are_the_settings() -> None:
         (["account", "list", "--address", "h:0"], "is not HOST:PORT"),
         (["account", "list", "--address", "h:65536"], "is not HOST:PORT"),
         (["account", "list", "--timeout", "0"], "--timeout"),
+        (["account", "list", "--timeout", "inf"], "--timeout"),
         (["account", "list", "--limit", "0"], "--limit"),
         (["check", "k", "--dry-run", "--cost", "2"], "--dry-run charges nothing"),
         (["check", "k", "--cost", "-1"], "--cost"),
@@ -140,7 +141,7 @@ def test_defaults_that_serve_shows_are_the_settings() -> None:
         (["usage", "show", "a", "--hourly", "--to", "9999999d"], "--to 9999999d: is not a time"),
         (["audit", "list", "a", "--to", "yesterday"], "--to yesterday: is not a time"),
         (["limits"], "give an ACCOUNT_ID or --key"),
-        (["member", "remove", "a", "m"], "Missing option '--keys'"),
+        (["member", "remove", "a", "m"], "Missing option '--keys'. Choose from: keep, disable, revoke\n"),
         (["member", "remove", "a", "m", "--keys", "burn"], "'burn' is not one of"),
         (["member", "set", "a", "m", "--role", "king"], "'king' is not one of"),
         (["key", "rotate", "k", "--overlap", "soon"], "--overlap soon: is not a duration"),
@@ -158,6 +159,25 @@ def test_wrong_usage_ends_with_2_and_says_what_is_wrong(arguments: list[str], sa
     assert result.err.startswith("error: ")
     assert says in result.err
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "empty"),
+    [
+        (["token", "create", "--role", "manager", "--account", ""], "--account"),
+        (["token", "create", "--role", "manager", "--policy="], "--policy"),
+        (["key", "create", "--account", "a", "--ttl", ""], "--ttl"),
+        (["key", "update", "k", "--no-grants", "--etag", ""], "--etag"),
+        (["key", "list", "--account", "a", "--created-by", ""], "--created-by"),
+        (["usage", "show", "a", "--key", ""], "--key"),
+        (["account", "create", ""], "ACCOUNT_ID"),
+    ],
+)
+def test_what_is_given_is_not_empty(arguments: list[str], empty: str) -> None:
+    """A script whose variable is not set gets no token for all accounts, and no key that lasts for ever."""
+    result = run_here(*arguments, environment={"FORMGATE_TOKEN": "fgt_x", "FORMGATE_ADDRESS": "127.0.0.1:1"})
+    assert (result.code, result.out) == (2, "")
+    assert result.err == f"error: {empty}: is empty; leave it out where none is meant\n"
 
 
 def test_settings_never_repeat_a_value(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,7 +144,13 @@ def test_what_is_no_grant(text: str) -> None:
         syntax.parse_grant(text)
 
 
-@pytest.mark.parametrize("text", ["2027-01-31", "2027-01-31T12:00:00", "tomorrow", "", "2027-13-01T00:00:00Z", "1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("2027-01-31", "2027-01-31T12:00:00", "tomorrow", "", "2027-13-01T00:00:00Z", "1"),
+        *("2027-01-31T12:00:00+24:00", "2027-01-31T12:00:00-01:60", "\u0662\u0660\u0662\u0667-01-31T12:00:00Z"),
+    ],
+)
 def test_what_is_no_time(text: str) -> None:
     """A time says its offset: nobody's time zone is assumed."""
     with pytest.raises(ValueError, match="is not a time such as"):
