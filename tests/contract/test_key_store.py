@@ -3,9 +3,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import pytest
+
 from formgate.rules.grants import Grant, Level
 from formgate.rules.reason import Reason
 from formgate_server.core.compile_key import compile_key
+from formgate_server.core.errors import UnavailableError
 from formgate_server.core.model import AccountState, KeyState, Member
 from formgate_server.core.verdict import KeyRecord
 from tests.support.stores import INHERITING, POLICY, Stores, account, add_key, digest, key, member, stored
@@ -79,6 +82,19 @@ async def test_the_creator_is_of_the_keys_account(stores: Stores) -> None:
     assert_inherits(await stores.keys.find([digest("k1")]), None)
     assert_inherits(await stores.keys.find([digest("k2")]), None)
     assert_inherits(await stores.keys.find([digest("k3")]), member("bob", level=Level.MANAGE))
+
+
+@pytest.mark.parametrize("unknown", [{"policy": "tomorrows"}, {"plan": "tomorrows"}], ids=["policy", "plan"])
+async def test_an_account_of_a_policy_that_only_other_servers_have(key_stores: Stores, unknown: dict[str, str]) -> None:
+    """Its keys can not be decided here: that is no fault, and no answer; others are found as ever."""
+    await add_key(key_stores.registry, key())
+    async with key_stores.registry.transaction() as transaction:
+        await transaction.update_account(account(**unknown))
+    with pytest.raises(UnavailableError) as refused:
+        await key_stores.keys.find([digest("k1")])
+    assert refused.value.reason == "POLICY_UNKNOWN"
+    assert "tomorrows" in refused.value.message
+    assert await key_stores.keys.find([digest("another")]) is None
 
 
 async def test_unknown_digest(key_stores: Stores) -> None:

@@ -31,9 +31,9 @@ class CopyKey:
             if original.state is KeyState.REVOKED or (original.expire_time or now + 1) <= now:
                 message = f"key {key_id} is revoked or has expired: there is nothing to copy"
                 raise FailedPreconditionError(message, reason="KEY_ENDED")
-            policy = self._policies.by_name[account.policy]
+            policy = self._policies.of(account)
             await fit_key.admit(transaction, account, policy, original.created_by)
-            secret = secrets.new_secret(policy.prefixes[original.environment])
+            secret = secrets.new_secret(fit_key.prefix(policy, original.environment))
             key = replace(
                 original,
                 key_id=secrets.new_id("key"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from formgate.rules.grants import Grant
 from formgate_server.core import audit, fields, fit_key, lookup, secrets
 from formgate_server.core.changes import Changed, Changes
-from formgate_server.core.errors import AlreadyExistsError, FailedPreconditionError
+from formgate_server.core.errors import AlreadyExistsError
 from formgate_server.core.keeper import Keeper
 from formgate_server.core.model import Account, Caller, Environment, Key, KeyState, Limit
 from formgate_server.core.policy import Policies
@@ -54,7 +54,7 @@ class CreateKey:
                     message = f"this request_id made key {made}; its secret was told then and can not be told again"
                     raise AlreadyExistsError(message, reason="REQUEST_REPEATED", metadata={"key_id": made})
             key, secret = self._make(new, account, now)
-            await fit_key.admit(transaction, account, self._policies.by_name[account.policy], key.created_by)
+            await fit_key.admit(transaction, account, self._policies.of(account), key.created_by)
             await transaction.insert_key(key, self._keeper.stored(key, secret, account), new.request_id)
             await transaction.audit(audit.event(caller, "CreateKey", now, after=key))
             return Changed((key, secret), account.account_id, None)
@@ -62,13 +62,9 @@ class CreateKey:
         return (await self._changes.apply(insert)).result
 
     def _make(self, new: NewKey, account: Account, now: int) -> tuple[Key, str]:
-        policy = self._policies.by_name[account.policy]
+        policy = self._policies.of(account)
         environment = new.environment or Environment.LIVE
-        prefix = policy.prefixes.get(environment)
-        if prefix is None:
-            message = f"policy {policy.name} has no {environment.name} keys"
-            raise FailedPreconditionError(message, reason="ENVIRONMENT_NOT_OFFERED")
-        secret = secrets.new_secret(prefix)
+        secret = secrets.new_secret(fit_key.prefix(policy, environment))
         key = Key(
             key_id=secrets.new_id("key"),
             account_id=account.account_id,

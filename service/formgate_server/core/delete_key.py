@@ -22,7 +22,7 @@ class DeleteKey:
 
         async def delete(transaction: Transaction) -> Changed[None]:
             key, account = await lookup.key(transaction, caller, key_id)
-            rules = self._policies.by_name[account.policy].keys
+            rules = self._policies.of(account).keys
             if rules.delete_only_disabled and key.state is KeyState.ENABLED:
                 message = f"policy {account.policy} deletes only keys that are disabled: disable {key_id} first"
                 raise FailedPreconditionError(message, reason="KEY_ENABLED")

@@ -9,9 +9,18 @@ from collections.abc import Sequence
 
 from formgate_server.core import fields
 from formgate_server.core.errors import FailedPreconditionError, InvalidArgumentError
-from formgate_server.core.model import Account, Limit
+from formgate_server.core.model import Account, Environment, Limit
 from formgate_server.core.policy import Plan, Policy
 from formgate_server.core.ports import Transaction
+
+
+def prefix(policy: Policy, environment: Environment) -> str:
+    """Return what new secrets of this environment begin with. Raises FailedPreconditionError."""
+    found = policy.prefixes.get(environment)
+    if found is None:
+        message = f"policy {policy.name} has no {environment.name} keys"
+        raise FailedPreconditionError(message, reason="ENVIRONMENT_NOT_OFFERED")
+    return found
 
 
 async def admit(transaction: Transaction, account: Account, policy: Policy, created_by: str) -> None:

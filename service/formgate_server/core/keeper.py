@@ -34,7 +34,7 @@ class Keeper:
     def stored(self, key: Key, secret: str, account: Account) -> StoredSecret:
         """Return what to store of a key's secret."""
         digest, pepper_id = self._peppers.digest(secret)
-        recoverable = self._policies.by_name[account.policy].keys.recoverable
+        recoverable = self._policies.of(account).keys.recoverable
         return StoredSecret(digest, pepper_id, self._sealer.seal(secret, key.key_id) if recoverable else None)
 
     def shown(self, sealed: Sealed | None, key_id: str) -> str:

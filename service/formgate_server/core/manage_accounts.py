@@ -95,7 +95,7 @@ class ManageAccounts:
         async def change(transaction: Transaction) -> Changed[Account]:
             before = await lookup.account(transaction, caller, account_id, "account.account_id")
             lookup.match_etag(etag, lookup.etag(before.version))
-            policy = self._policies.by_name[before.policy]
+            policy = self._policies.of(before)
             edited = {path: _checked(path, values[path], policy) for path in paths}
             epoch = await transaction.raise_epoch(account_id)
             after = replace(before, **edited, epoch=epoch, version=before.version + 1)

@@ -70,7 +70,7 @@ class ManageMembers:
         return await self._changes.apply(put)
 
     def _check(self, new: NewMember, account: Account) -> None:
-        policy = self._policies.by_name[account.policy]
+        policy = self._policies.of(account)
         fields.permissions(new.permissions, policy, "permissions")
         fields.level(new.level, policy, "level")
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from formgate.rules.grants import Catalogue, Grant, Level
 from formgate.rules.reason import Reason
-from formgate_server.core.model import Environment, Limit, Role
+from formgate_server.core.errors import UnavailableError
+from formgate_server.core.model import Account, Environment, Limit, Role
 
 _MICROSECONDS = 1_000_000
 
@@ -147,6 +148,18 @@ class Policies:
         """The names of all limits that plans have."""
         plans = [plan for policy in self.by_name.values() for plan in policy.plans.values()]
         return frozenset({limit.name for plan in plans for limit in plan.limits}.union(*(plan.most for plan in plans)))
+
+    def of(self, account: Account) -> Policy:
+        """Return the policy of an account, which has its plan. Raises UnavailableError where another server has it."""
+        return self.named(account.policy, account.plan)
+
+    def named(self, name: str, plan: str = "") -> Policy:
+        """Return the policy that an account says it has. None is of this server's only while files are exchanged."""
+        found = self.by_name.get(name)
+        if found is None or (plan and plan not in found.plans):
+            message = f"this server has no policy {name}{f' with plan {plan}' if plan else ''}: give it the file"
+            raise UnavailableError(message, reason="POLICY_UNKNOWN", metadata={"policy": name})
+        return found
 
     def __post_init__(self) -> None:
         own = {prefix: policy for policy in self.by_name.values() for prefix in policy.prefixes.values()}

@@ -69,13 +69,13 @@ class ReadAccount:
                 raise InvalidArgumentError("key_id", "is a key of another account")
         else:
             account = await lookup.account(self._registry, caller, account_id)
-        plan = self._policies.by_name[account.policy].plans[account.plan]
+        plan = self._policies.of(account).plans[account.plan]
         return await self._limiter.look(account.account_id, counters(account, plan, key))
 
     async def usage(self, caller: Caller, query: UsageQuery) -> list[UsageBucket]:
         """Sum up usage by hour or day and group, in order. An hour belongs to the day in which it begins."""
         account = await lookup.account(self._registry, caller, query.account_id)
-        policy = self._policies.by_name[account.policy]
+        policy = self._policies.of(account)
         fields.identifier(query.key_id, "key_id")
         _check_group(query, policy)
         end = self._clock.now() if query.end is None else query.end

@@ -163,7 +163,7 @@ def _entry(
         raise InvalidArgumentError("occur_time", "is more than 35 days ago")
     if occur_time > now + AHEAD:
         raise InvalidArgumentError("occur_time", "is more than 5 minutes ahead")
-    tags = tuple((name, record.tags[name]) for name in policies.by_name[owner.policy].usage_tags if name in record.tags)
+    tags = tuple((name, record.tags[name]) for name in policies.named(owner.policy).usage_tags if name in record.tags)
     return UsageEntry(owner.account_id, occur_time, _content(record), record, tags)
 
 

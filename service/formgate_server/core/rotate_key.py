@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from formgate_server.core import audit, fields, lookup, secrets
+from formgate_server.core import audit, fields, fit_key, lookup, secrets
 from formgate_server.core.changes import Changed, Changes, Effective
 from formgate_server.core.errors import FailedPreconditionError
 from formgate_server.core.keeper import Keeper
@@ -36,7 +36,7 @@ class RotateKey:
                 message = f"key {key_id} is revoked, for ever; create another"
                 raise FailedPreconditionError(message, reason="KEY_REVOKED")
             now = self._changes.clock.now()
-            secret = secrets.new_secret(self._policies.by_name[account.policy].prefixes[before.environment])
+            secret = secrets.new_secret(fit_key.prefix(self._policies.of(account), before.environment))
             after = replace(before, hint=secrets.hint(secret), version=before.version + 1)
             await transaction.update_key(after)
             until = now + overlap if overlap else 0  # over by every server's clock

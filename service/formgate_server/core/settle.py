@@ -49,7 +49,7 @@ class Settle:
         holder = holders.get(owed.key_id)
         if holder is None or not owed.charge_units:
             return  # a key that is gone is charged nothing
-        plan = self._policies.by_name[holder.account.policy].plans[holder.account.plan]
+        plan = self._policies.of(holder.account).plans[holder.account.plan]
         charged = counters(holder.account, plan, holder.key)
         await self._limiter.adjust(owed.account_id, charged, owed.charge_units, once=owed.record_id)
 

@@ -35,7 +35,7 @@ class UpdateKey:
                 message = f"key {key_id} is revoked, for ever"
                 raise FailedPreconditionError(message, reason="KEY_REVOKED")
             now = self._changes.clock.now()
-            policy = self._policies.by_name[account.policy]
+            policy = self._policies.of(account)
             plan = policy.plans[account.plan]
             edited = {path: _checked(path, values[path], policy, plan, now) for path in paths}
             after = replace(before, **edited, version=before.version + 1)

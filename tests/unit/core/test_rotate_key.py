@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import cast
+
 import pytest
 
 from formgate_server.core.errors import FailedPreconditionError, InvalidArgumentError
-from formgate_server.core.model import Holder, KeyState, Lifetime, Limit, Rolling
+from formgate_server.core.model import Environment, Holder, KeyState, Lifetime, Limit, Rolling
+from formgate_server.core.policy import Policy
 from tests.support.clock import DAY, HOUR, SECOND
 from tests.unit.core.world import CALLER, World
 
@@ -112,3 +116,16 @@ async def test_what_can_not_be_rotated(world: World) -> None:
     await world.state(key, KeyState.REVOKED)
     with pytest.raises(FailedPreconditionError):
         await world.rotate(CALLER, key.key_id, 0)
+
+
+async def test_an_environment_that_the_policy_has_no_more(world: World) -> None:
+    """Its file has changed since: there is no prefix for a new secret, neither of this key nor of a copy."""
+    key, _ = await world.key(environment=Environment.TEST)
+    of_before = world.policies.by_name["default"]
+    of_today = replace(of_before, prefixes={Environment.LIVE: of_before.prefixes[Environment.LIVE]})
+    by_name = cast("dict[str, Policy]", world.policies.by_name)
+    by_name["default"] = of_today
+    for call in (world.rotate(CALLER, key.key_id, 0), world.copy(CALLER, key.key_id, "")):
+        with pytest.raises(FailedPreconditionError) as refused:
+            await call
+        assert refused.value.reason == "ENVIRONMENT_NOT_OFFERED"

@@ -6,6 +6,7 @@ from typing import Any
 
 from formgate_server.core.changes import Changes
 from formgate_server.core.check_key import CheckKey
+from formgate_server.core.copy_key import CopyKey
 from formgate_server.core.create_key import CreateKey, NewKey
 from formgate_server.core.keeper import Keeper
 from formgate_server.core.last_used import LastUsed
@@ -52,6 +53,7 @@ class World:
         self.accounts = ManageAccounts(changes, self.policies)
         self.members = ManageMembers(changes, self.policies)
         self.create = CreateKey(changes, self.policies, keeper)
+        self.copy = CopyKey(changes, self.policies, keeper)
         self._rotate = RotateKey(changes, self.policies, keeper)
         self.states = SetKeyState(changes)
         self.read = ReadAccount(self.registry, self.limiter, ledger, self.policies, self.clock)

@@ -28,4 +28,4 @@ class MemoryKeyStore:
             return None
         account = self._tables.accounts[key.account_id]
         creator = self._tables.members.get((key.account_id, key.created_by))
-        return compile_key(key, account, self._policies.by_name[account.policy], creator, secret.end)
+        return compile_key(key, account, self._policies.of(account), creator, secret.end)

@@ -48,4 +48,4 @@ class SqlKeyStore:
         account = account_of(list(islice(columns, _ACCOUNT_WIDTH)))
         *member, secret_end = columns
         creator = None if member[0] is None else member_of(member)
-        return compile_key(key, account, self._policies.by_name[account.policy], creator, secret_end)
+        return compile_key(key, account, self._policies.of(account), creator, secret_end)
