@@ -141,6 +141,36 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+def test_what_can_not_be_written_is_said() -> None:
+    """A full disk is no fault of the command's, and nothing that it did not do."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [str(COMMAND), "policy", "list", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=clean_environment(),
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 3
+    assert done.stderr.startswith(b"error: what it prints can not be written: No space left on device\nhint: what was")
+    assert done.stderr.count(b"\n") == 2
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["key", "delete", "key_x"], 1), (["check"], 2), (["check", "-"], 1)])
+def test_a_stdin_that_is_closed_holds_nothing(server: Server, arguments: list[str], code: int) -> None:
+    """So a scheduler may start it: it is as with /dev/null, and nobody is asked."""
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$0" "$@" <&-', str(COMMAND), *arguments],
+        capture_output=True,
+        env=clean_environment(told(server)),
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code
+    assert b"fault" not in done.stderr
+
+
 def test_a_key_is_deleted_only_on_a_yes(server: Server) -> None:
     """A terminal is asked; no leaves the key as it is, yes deletes it, --yes asks nothing."""
     made = [run_here("key", "create", "--account", "acme", "--json", environment=told(server)) for _ in range(2)]

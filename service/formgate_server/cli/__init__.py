@@ -9,9 +9,11 @@ A command imports what it needs when it runs: `formgate --help` and shell comple
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,6 +33,8 @@ from formgate_server.cli import (
     usage,
 )
 from formgate_server.cli.errors import CommandError, ExitCode
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -76,6 +80,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments`` (None: the process'); returns its exit code."""
+    _open_closed()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that can not show a letter still shows the rest
@@ -92,21 +97,38 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (BrokenPipeError, SystemExit) as ended:
         if not isinstance(ended, BrokenPipeError) and not isinstance(ended.__context__, BrokenPipeError):
             raise
-        # Python flushes stdout once more when it ends, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _print_no_more()
         return ExitCode.NOBODY_READS
     except Exception as error:
         if os.environ.get("FORMGATE_TRACEBACK"):
             raise
-        errors.show(
-            CommandError(
-                f"formgate has a fault: {type(error).__name__}: {error}",
-                ExitCode.UNDECIDED,
-                hint="please report it, with what FORMGATE_TRACEBACK=1 shows",
-            )
-        )
+        errors.show(_explained(error))
         return ExitCode.UNDECIDED
     return code or ExitCode.DONE
+
+
+def _open_closed() -> None:
+    """Put nothing in the place of streams that whoever called has closed: Python has None there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
+
+
+def _print_no_more() -> None:
+    """Let what is left go: Python flushes stdout once more when it ends, and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _explained(error: Exception) -> CommandError:
+    """Return what to tell of what no command has expected."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        _print_no_more()
+        message = f"what it prints can not be written: {error.strerror}"
+        hint = "what was to be changed may have changed all the same: look before you repeat it"
+    else:
+        message = f"formgate has a fault: {type(error).__name__}: {error}"
+        hint = "please report it, with what FORMGATE_TRACEBACK=1 shows"
+    return CommandError(message, ExitCode.UNDECIDED, hint=hint)
 
 
 def _wrong_usage(error: typer.TyperException) -> int:
