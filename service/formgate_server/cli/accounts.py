@@ -73,7 +73,7 @@ def get(server: Server, *, account_id: AccountId, json: Json = False) -> None:
 @app.command("list")
 @remote
 def list_accounts(server: Server, *, most: Most = None, quiet: Quiet = False, json: Json = False) -> None:
-    """List the accounts, by id."""
+    """List the accounts, oldest first."""
     from formgate.v1.accounts_pb2 import ListAccountsRequest
     from formgate_server.cli import output, people
 

@@ -38,7 +38,7 @@ class AccountServiceStub:
     GetAccount: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.GetAccountRequest, _accounts_pb2.GetAccountResponse]
     """Reads an account."""
     ListAccounts: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.ListAccountsRequest, _accounts_pb2.ListAccountsResponse]
-    """Lists accounts by id."""
+    """Lists accounts, oldest first."""
     UpdateAccount: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.UpdateAccountRequest, _accounts_pb2.UpdateAccountResponse]
     """Changes an account: plan, state, display_name, time_zone, limits."""
     SetMember: _grpc.UnaryUnaryMultiCallable[_accounts_pb2.SetMemberRequest, _accounts_pb2.SetMemberResponse]
@@ -72,7 +72,7 @@ class AccountServiceAsyncStub(AccountServiceStub):
     GetAccount: _aio.UnaryUnaryMultiCallable[_accounts_pb2.GetAccountRequest, _accounts_pb2.GetAccountResponse]  # type: ignore[assignment]
     """Reads an account."""
     ListAccounts: _aio.UnaryUnaryMultiCallable[_accounts_pb2.ListAccountsRequest, _accounts_pb2.ListAccountsResponse]  # type: ignore[assignment]
-    """Lists accounts by id."""
+    """Lists accounts, oldest first."""
     UpdateAccount: _aio.UnaryUnaryMultiCallable[_accounts_pb2.UpdateAccountRequest, _accounts_pb2.UpdateAccountResponse]  # type: ignore[assignment]
     """Changes an account: plan, state, display_name, time_zone, limits."""
     SetMember: _aio.UnaryUnaryMultiCallable[_accounts_pb2.SetMemberRequest, _accounts_pb2.SetMemberResponse]  # type: ignore[assignment]
@@ -121,7 +121,7 @@ class AccountServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _accounts_pb2.ListAccountsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_accounts_pb2.ListAccountsResponse, _abc.Awaitable[_accounts_pb2.ListAccountsResponse]]:
-        """Lists accounts by id."""
+        """Lists accounts, oldest first."""
 
     @_abc_1.abstractmethod
     def UpdateAccount(

@@ -1121,7 +1121,7 @@ export const AccountService: GenService<{
     output: typeof GetAccountResponseSchema;
   },
   /**
-   * Lists accounts by id.
+   * Lists accounts, oldest first.
    *
    * @generated from rpc formgate.v1.AccountService.ListAccounts
    */
