@@ -47,7 +47,7 @@ class World:
         ledger = MemoryUsageLedger(self.registry)
         changes = Changes(self.registry, self.limiter, self.clock)
         keys = MemoryKeyStore(self.registry, self.policies)
-        self._check = CheckKey(
+        self.check_key = CheckKey(
             Unguarded(PepperedKeyStore(keys, peppers)), self.limiter, self.policies, self.clock, LastUsed()
         )
         self.accounts = ManageAccounts(changes, self.policies)
@@ -73,7 +73,7 @@ class World:
 
     async def check(self, secret: str, **asked: Any) -> Verdict:
         """Check a key."""
-        return await self._check(CheckQuery(key=secret, **asked), CALLER)
+        return await self.check_key(CheckQuery(key=secret, **asked), CALLER)
 
     async def told(self, secret: str, **asked: Any) -> str:
         """Check a key and return the name of the reason."""
