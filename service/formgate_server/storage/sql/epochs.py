@@ -34,10 +34,22 @@ _CLOCKS = {
     "postgresql": "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)",
 }
 
+# What is committed may stay unseen for as long as PostgreSQL waits for a standby, and its time be long over then.
+_OLDEST = """
+SELECT CAST(extract(epoch FROM min(xact_start)) * 1000000 AS bigint) FROM pg_stat_get_activity(NULL)
+WHERE backend_xid IS NOT NULL AND datid = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
 
 def clock(dialect_name: str) -> ColumnElement[int]:
     """Return the database's own clock, in microseconds since the Unix epoch."""
     return literal_column(_CLOCKS[dialect_name], BigInteger)
+
+
+def _until(dialect_name: str) -> ColumnElement[int]:
+    """Return the database's own clock or, if that is earlier, when the oldest began of those who write there now."""
+    now = clock(dialect_name)
+    return func.least(now, literal_column(f"({_OLDEST})", BigInteger)) if dialect_name == "postgresql" else now
 
 
 async def note(connection: Connection, account_id: str, epoch: int) -> None:
@@ -63,14 +75,14 @@ class SqlEpochs:
         return epochs
 
     async def since(self, moment: int | None) -> News:
-        """See ``Epochs``. Transactions are short: whoever began before ``moment`` has ended a while after it."""
+        """See ``Epochs``. What is written and not to be seen yet is no older than the ``until`` that is told."""
         async with self._database.reading(anyway=True) as connection:
-            now: int = (await connection.execute(select(clock(connection.dialect_name)))).scalar_one()
+            until: int = (await connection.execute(select(_until(connection.dialect_name)))).scalar_one()
         if moment is None:
-            return News({}, now)
+            return News({}, until)
         newest = select(changes.c.account_id, func.max(changes.c.epoch)).where(changes.c.time >= moment - _OVERLAP)
         async with self._database.reading(anyway=True) as connection:
-            return News(await _pairs(connection, newest.group_by(changes.c.account_id)), now)
+            return News(await _pairs(connection, newest.group_by(changes.c.account_id)), until)
 
     async def forget(self, before: int, most: int) -> int:
         """See ``Epochs``."""
