@@ -29,7 +29,7 @@ from formgate_server.wire.followed import UnfitFileError
 
 _log = structlog.get_logger("formgate.truth")
 
-_REFUSALS = (PolicyError, DataFolderError, UnavailableError, UnfitDatabaseError, UnfitFileError, UnfitRedisError)
+_REFUSALS = (PolicyError, DataFolderError, UnfitDatabaseError, UnfitFileError, UnfitRedisError)
 
 
 class StartError(Exception):
@@ -41,8 +41,10 @@ def explained() -> Iterator[None]:
     """Raise StartError for whatever keeps a server from starting."""
     try:
         yield
+    except UnavailableError as error:
+        raise StartError(f"{error.message} {error.detail}".rstrip()) from error
     except (*_REFUSALS, OSError) as error:
-        raise StartError(" ".join([str(error), *getattr(error, "__notes__", ())])) from error
+        raise StartError(str(error)) from error
     except DBAPIError as error:  # such as: permission denied for schema public
         message = f"the database refuses: {error.orig}"
         raise StartError(message) from error

@@ -331,6 +331,28 @@ async def test_a_database_that_is_none(tmp_path: Path, content: bytes | None) ->
         if "_connection_worker_thread" in thread.name:
             await asyncio.to_thread(thread.join, 5)
     assert [(type(error), str(error)) for error in failed] == [(UnavailableError, AWAY)] * len(failed)
+    assert {error.detail if isinstance(error, UnavailableError) else "" for error in failed} == {
+        "SQLite: unable to open database file" if content is None else "SQLite: file is not a database"
+    }
+
+
+async def test_a_disk_that_is_full(database: Database) -> None:
+    """What does not fit is undone and UNAVAILABLE, what is there is read; the log will say why."""
+    async with database.writing() as connection:
+        ((pages,),) = await connection.execute_plain("PRAGMA page_count", ())
+        await connection.execute_plain(f"PRAGMA max_page_count = {pages}", ())
+
+    async def filled() -> None:
+        for _ in range(100):
+            await change(database)
+
+    with pytest.raises(UnavailableError, match=AWAY) as failed:
+        await filled()
+    assert failed.value.detail == "SQLite: database or disk is full"
+    before = await epoch_of(database)
+    async with database.writing() as connection:
+        await connection.execute_plain("PRAGMA max_page_count = 1000000", ())
+    assert await change(database) == before + 1
 
 
 async def test_a_database_that_another_holds(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,12 @@ class FormgateError(Exception):
     """A call that can not be answered.
 
     ``reason`` is a stable UPPER_SNAKE word for programs, the message is for the caller to read: neither may hold a
-    secret or an internal. ``metadata`` names things for programs, such as the id of what is there already.
+    secret or an internal. ``metadata`` names things for programs, such as the id of what is there already. ``detail``
+    is for the log, and told to no caller.
     """
 
     reason = "INTERNAL"
+    detail = ""
 
     def __init__(self, message: str, *, reason: str = "", metadata: Mapping[str, str] | None = None) -> None:
         super().__init__(message)

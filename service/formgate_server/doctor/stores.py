@@ -48,7 +48,7 @@ async def database(given: Settings, policies: Policies | None) -> AsyncIterator[
             async for each in findings:
                 yield each
     except UnavailableError as error:
-        why = " ".join(getattr(error, "__notes__", ())) or "it does not answer"
+        why = error.detail or "it does not answer"
         yield fail(_DATABASE, why, "see that it runs, that the URL is right, and that the network lets us through")
     finally:
         await opened.close()

@@ -149,7 +149,7 @@ def _failed(ending: Ending, error: Exception) -> RpcError:
     """Note how a call fails, and return what its caller is told."""
     if isinstance(error, FormgateError):
         status = to_status(error)
-        ending.code, ending.reason = Code.Name(status.code), error.reason
+        ending.code, ending.reason, ending.detail = Code.Name(status.code), error.reason, error.detail
         return RpcError(status)
     _log.exception("a call failed for a fault of ours", method=ending.called.path)
     ending.code = ending.reason = _INTERNAL

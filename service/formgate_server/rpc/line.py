@@ -61,6 +61,8 @@ class Ending:
     reason: str = CANCELLED
     outcome: Outcome = None
     seconds: float = 0.0
+    detail: str = ""
+    """Why it failed, for whoever runs the server and not for the caller."""
 
 
 class Lines:
@@ -99,6 +101,7 @@ class Lines:
             method=ending.called.path,
             code=code,
             **_of_outcome(outcome, ending.reason),
+            **({"detail": ending.detail} if ending.detail else {}),
             **_of_caller(ending.caller),
             peer=ending.call.peer(),
             milliseconds=round(ending.seconds * 1_000, 3),

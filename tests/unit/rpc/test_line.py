@@ -53,6 +53,13 @@ def tell(lines: Lines, method: Method = CHECK, code: str = "OK", reason: str = "
     lines.tell(Ending(method, Call({}, peer=lambda: "ipv4:192.0.2.1:7"), CHECKER, code, reason, outcome, 0.0015))
 
 
+def test_a_failure_says_to_whoever_runs_the_server_why(told: list[Any]) -> None:
+    """What the caller is not told, such as what the database has said."""
+    call = Call({}, peer=lambda: "ipv4:192.0.2.1:7")
+    Lines().tell(Ending(CHECK, call, CHECKER, "UNAVAILABLE", "STORE_UNAVAILABLE", detail="SQLite: disk I/O error"))
+    assert told[0]["detail"] == "SQLite: disk I/O error"
+
+
 def test_a_denial_has_its_line(told: list[Any]) -> None:
     """Who asked, what became of it, how long it took."""
     tell(Lines(), outcome=DENIED)

@@ -69,6 +69,13 @@ def test_every_error_has_its_status(kind: type[errors.FormgateError]) -> None:
     assert (info.domain, info.reason, dict(info.metadata)) == ("formgate", error.reason, error.metadata)
 
 
+def test_a_status_tells_no_detail() -> None:
+    """What a store has said is for the log."""
+    error = errors.UnavailableError("away")
+    error.detail = "SQLite: database or disk is full"
+    assert b"SQLite" not in to_status(error).SerializeToString()
+
+
 def test_a_status_tells_no_secret() -> None:
     """A caller may put a key in the place of an id, which errors name."""
     secret = new_secret("fg_live_")

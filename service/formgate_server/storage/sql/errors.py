@@ -35,15 +35,15 @@ def translated() -> Iterator[None]:
         if code == _WRONG_SQL or _is_our_fault(error, code):
             _forget_values(error.orig)
             raise
-        raise unavailable() from error
+        raise unavailable(error.orig) from error
     except sqlite3.Error as error:
         if _code(error) == _WRONG_SQL:
             raise
-        raise unavailable() from error
+        raise unavailable(error) from error
     except asyncpg.SyntaxOrAccessError:
         raise
     except (PoolTimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        raise unavailable() from error
+        raise unavailable(error) from error
 
 
 def _is_our_fault(error: DBAPIError, code: str | None) -> bool:
@@ -65,6 +65,13 @@ def _code(cause: BaseException | None) -> str | None:
     return getattr(cause, "sqlite_errorname", getattr(cause, "sqlstate", None))
 
 
-def unavailable() -> UnavailableError:
-    """Return what to raise where the database does not answer."""
-    return UnavailableError("The database does not answer.")
+def unavailable(cause: BaseException | None = None) -> UnavailableError:
+    """Return what to raise where the database does not answer, with what it has said of that."""
+    error = UnavailableError("The database does not answer.")
+    if isinstance(cause, sqlite3.Error):
+        error.detail = f"SQLite: {cause}"  # such as: database or disk is full
+    else:
+        told = getattr(cause, "__cause__", None) or cause  # SQLAlchemy's is of asyncpg's, or asyncpg's own
+        if isinstance(told, asyncpg.PostgresError):
+            error.detail = f"PostgreSQL: {told.message} ({told.sqlstate})"  # its details may hold values
+    return error

@@ -154,7 +154,7 @@ class Connector:
             self._urls.sort(key=url.__ne__)  # first the one that answers
             return connection
         reason = unavailable()
-        reason.add_note(f"{type(failed).__name__}: {failed}")  # for whoever starts the server, not for callers
+        reason.detail = f"{type(failed).__name__}: {failed}"
         raise reason from failed
 
     async def watched(self) -> Any:  # noqa: ANN401 - asyncpg is not typed

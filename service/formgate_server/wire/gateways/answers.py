@@ -93,7 +93,7 @@ class Answers:
         except TimeoutError:
             ending.code, ending.reason, answer = "UNAVAILABLE", "TIMEOUT", _UNAVAILABLE
         except FormgateError as error:
-            ending.code, ending.reason = Code.Name(to_status(error).code), error.reason
+            ending.code, ending.reason, ending.detail = Code.Name(to_status(error).code), error.reason, error.detail
             answer = self._answer(error)
         except Exception:  # noqa: BLE001 - whatever it was, it is no yes, and the gateway is answered
             _log.exception("a gateway's request failed for a fault of ours")
