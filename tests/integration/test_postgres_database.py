@@ -70,6 +70,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres, "_SESSION", postgres._SESSION | session)
 
 
+_WAITING_LONG = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = $1 AND wait_event_type = 'Lock' AND clock_timestamp() - query_start > interval '400 ms'
+"""
+
+
 def assert_away(outcomes: list[Any]) -> None:
     """Check that each call ended in an UnavailableError that tells a caller nothing of what is within."""
     assert [(type(each), str(each)) for each in outcomes] == [(UnavailableError, AWAY)] * len(outcomes)
@@ -315,6 +321,41 @@ async def test_a_row_that_somebody_holds(url: URL, postgres_server: PostgresServ
             assert await change(database) == 3
     finally:
         await other.close()
+
+
+async def test_what_goes_through_whole_tables_may_take_its_time(
+    url: URL, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start counts what is stored under older peppers, an operator what is old: more than a call may wait for."""
+    monkeypatch.setattr(postgres, "_CALL_SECONDS", 0.2)
+    monkeypatch.setattr(postgres, "_SESSION", postgres._SESSION | {"statement_timeout": "100ms"})
+    other, watcher = [await postgres_server.connect(str(url.database)) for _ in range(2)]
+    trail = Trail(url)
+    try:
+        async with opened(url) as database:
+            async with other.transaction():
+                await other.execute("LOCK TABLE secrets, usage_records, audit_events")
+                scans: list[asyncio.Future[Any]] = [
+                    asyncio.ensure_future(scan)
+                    for scan in (
+                        Fingerprints(database).stored("pepper", ["pepper"], 0),
+                        sql_stores(database).usage.count_old(1, 1),
+                        trail.heads(),
+                    )
+                ]
+                async with asyncio.timeout(10):
+                    while await watcher.fetchval(_WAITING_LONG, url.database) < len(scans):  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
+            stored, counted, heads = await asyncio.gather(*scans)
+            async with database.reading() as connection:  # the same connection, and a call as any other
+                assert (await connection.execute(text("SHOW statement_timeout"))).scalar_one() == "100ms"
+        assert str(stored["pepper"]) == "1 key"
+        assert counted == (0, 0)
+        assert heads == {"acme": 1}
+    finally:
+        await trail.close()
+        await other.close()
+        await watcher.close()
 
 
 async def test_a_change_that_goes_on_and_on(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from sqlalchemy import text
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
@@ -37,6 +39,20 @@ async def alone(connection: Connection, purpose: str, *, seconds: float | None =
     await connection.execute(
         text("SELECT pg_advisory_xact_lock(hashtext(:purpose))"), {"purpose": f"formgate {purpose}"}
     )
+
+
+@asynccontextmanager
+async def unhurried(connection: Connection, seconds: float | None) -> AsyncIterator[None]:
+    """Let statements take ``seconds`` within the block."""
+    if connection.dialect_name != "postgresql" or seconds is None:
+        yield
+        return
+    await connection.execute(text(f"SET statement_timeout = {int(seconds * 1_000)}"))
+    try:
+        yield
+    finally:
+        with suppress(DBAPIError):  # it is lost
+            await connection.execute(text("RESET statement_timeout"))
 
 
 async def is_forgetful(connection: Connection) -> bool:

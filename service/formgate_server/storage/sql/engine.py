@@ -15,6 +15,7 @@ from sqlalchemy.engine import URL, make_url
 
 from formgate_server.storage.sql import postgres, sqlite
 from formgate_server.storage.sql.connection import Connection, lent
+from formgate_server.storage.sql.dialect import unhurried
 from formgate_server.storage.sql.errors import translated, unavailable
 from formgate_server.storage.sql.parts import Lookups, Parts, PoolUse, UnfitDatabaseError
 from formgate_server.storage.sql.postgres_url import SCHEMES
@@ -61,6 +62,18 @@ class Database:
             async with AsyncExitStack() as stack:
                 await self._turn(stack, self._readers.turn(urgent=True))
                 yield await stack.enter_async_context(lent(self.reader, self._parts.call_seconds))
+
+    @asynccontextmanager
+    async def scanning(self) -> AsyncIterator[Connection]:
+        """Lend a connection as ``reading`` does, for a statement that goes through whole tables: nobody's call."""
+        seconds = self._parts.scan_seconds
+        with translated():
+            async with (
+                self._readers.turn(urgent=True),
+                lent(self.reader, seconds) as connection,
+                unhurried(connection, seconds),
+            ):
+                yield connection
 
     @asynccontextmanager
     async def writing(self, *, urgent: bool = True) -> AsyncIterator[Connection]:

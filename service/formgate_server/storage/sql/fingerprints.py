@@ -77,7 +77,7 @@ class Fingerprints:
         return {each: Stored(counted.get(each, 0), tokens.get(each, 0)) for each in counted | tokens}
 
     async def _counted(self, query: Select[str, int]) -> dict[str, int]:
-        async with self._database.reading() as connection:
+        async with self._database.scanning() as connection:
             return dict((await connection.execute(query)).all())
 
     async def remember(self, name: str, values: Collection[str]) -> None:

@@ -57,9 +57,10 @@ class Lookups(Protocol):
 class Parts(NamedTuple):
     """An engine for reading and one for writing (they may be one), and how many of each go on at once.
 
-    Nobody waits longer for a turn than ``wait_seconds``. A call to the database that takes more than ``call_seconds``,
-    and a transaction than ``transaction_seconds``, is broken off together with its connection. None: it ends in time by
-    itself. ``give_up`` drops all connections that are not closed within ``close_seconds``.
+    Nobody waits longer for a turn than ``wait_seconds``. A call to the database that takes more than ``call_seconds``
+    (one that may go through whole tables: ``scan_seconds``), and a transaction that takes more than
+    ``transaction_seconds``, is broken off together with its connection. None: it ends in time by itself. ``give_up``
+    drops all connections that are not closed within ``close_seconds``.
     """
 
     reader: AsyncEngine
@@ -70,5 +71,6 @@ class Parts(NamedTuple):
     wait_seconds: float | None = None
     call_seconds: float | None = None
     transaction_seconds: float | None = None
+    scan_seconds: float | None = None
     close_seconds: float | None = None
     give_up: Callable[[], None] | None = None

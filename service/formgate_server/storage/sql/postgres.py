@@ -40,6 +40,7 @@ _CONNECT_SECONDS = 3.0
 _WAIT_SECONDS = 5.0
 _CALL_SECONDS = 6.0  # more than any statement may take
 _TRANSACTION_SECONDS = 20.0  # and one that this process can not end, idle_in_transaction_session_timeout ends
+_SCAN_SECONDS = 600.0  # nobody's call waits for it
 _CLOSE_SECONDS = 2.0
 _FAILED_OVER = "25006"  # read_only_sql_transaction: what was the primary is none any more
 
@@ -86,6 +87,7 @@ def open_parts(url: str, pool: int, *, read_only: bool = False) -> Parts:
         wait_seconds=_WAIT_SECONDS,
         call_seconds=_CALL_SECONDS,
         transaction_seconds=_TRANSACTION_SECONDS,
+        scan_seconds=_SCAN_SECONDS,
         close_seconds=_CLOSE_SECONDS,
         give_up=give_up,
     )

@@ -43,7 +43,7 @@ async def count(database: Database, records_before: int, sums_before: int) -> tu
         (usage_hours, usage_hours.c.hour < sums_before),
         (usage_tag_hours, usage_tag_hours.c.hour < sums_before),
     ):
-        async with database.reading() as connection:
+        async with database.scanning() as connection:
             counts.append((await connection.execute(select(func.count()).select_from(table).where(old))).scalar_one())
     records, hours, tag_hours = counts
     return records, hours + tag_hours

@@ -59,13 +59,13 @@ class Trail:
         heads = select(audit_heads.c.account_id, audit_heads.c.sequence)
         if account_id is not None:
             heads = heads.where(audit_heads.c.account_id == account_id)
-        found |= {row.account_id: row.sequence for row in await self._rows(heads)}
+        found |= {row.account_id: row.sequence for row in await self._all(heads)}
         return dict(sorted(found.items()))
 
     async def _accounts(self, query: Select[tuple[str]], account_id: str | None) -> list[str]:
         if account_id is not None:
             query = query.where(query.selected_columns.account_id == account_id)
-        return [row.account_id for row in await self._rows(query)]
+        return [row.account_id for row in await self._all(query)]
 
     async def rows(self, account_id: str) -> AsyncIterator[AuditRow]:
         """Return an account's rows, oldest first. One that can not be read is there, with nothing in it."""
@@ -101,6 +101,10 @@ class Trail:
 
     async def _rows(self, query: Select[Any]) -> list[Row[Any]]:
         async with self._database.reading() as connection:
+            return list(await connection.execute(query))
+
+    async def _all(self, query: Select[Any]) -> list[Row[Any]]:
+        async with self._database.scanning() as connection:
             return list(await connection.execute(query))
 
 
