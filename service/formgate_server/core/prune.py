@@ -63,21 +63,24 @@ class Prune:
         self._batch = batch
         self._pause_seconds = pause_seconds
 
-    def cutoffs(self) -> Cutoffs:
-        """Return what goes now. A record that was resent after it went would count twice: none can be, so late."""
-        now = self._clock.now()
+    async def cutoffs(self) -> Cutoffs:
+        """Return what goes now. A record that was resent after it went would count twice: none can be, so late.
+
+        A clock that is ahead makes nothing old: it is so by the database's clock, too.
+        """
+        now = min(self._clock.now(), (await self._epochs.since(None)).until)
         records = now - max(self._keep.records, OLDEST) - MARGIN
         return Cutoffs(records, min(now - self._keep.sums, records - _HOUR), now - _CHANGES, now - _HOUR)
 
     async def count(self) -> dict[str, int]:
         """Return how much usage would go."""
-        before = self.cutoffs()
+        before = await self.cutoffs()
         records, sums = await self._ledger.count_old(before.records, before.sums)
         return {"records": records, "sums": sums}
 
     async def __call__(self, on_progress: OnProgress = lambda _, __: None) -> dict[str, int]:
         """Delete what may go, and return how much that was. Somebody else at it: no more than until then."""
-        before = self.cutoffs()
+        before = await self.cutoffs()
         ledger, epochs, reservations = self._ledger, self._epochs, self._reservations
         deletions: tuple[tuple[str, Callable[[int, int], Awaitable[int | None]], int], ...] = (
             ("records", ledger.forget_records, before.records),
