@@ -62,6 +62,7 @@ from formgate_server.storage.sql.registry import SqlRegistry
 from formgate_server.storage.sql.usage import SqlUsageLedger
 from formgate_server.storage.wrappers import CachedKeyStore, PepperedKeyStore
 from formgate_server.truth import StartError, SystemClock, Truth, embedded, explained, postgresql
+from formgate_server.wire import files
 from formgate_server.wire.auth_http import AuthHttpServer
 from formgate_server.wire.envoy.ext_authz import ExtAuthz
 from formgate_server.wire.gateways.answers import Answers
@@ -226,11 +227,17 @@ def _dispatch(
 
 
 def _limits(settings: Settings) -> Limits:
+    connections = files.connections(settings.max_connections)
+    if connections < settings.max_connections:
+        _log.warning(
+            "too few files may be open for FORMGATE_MAX_CONNECTIONS: fewer connections are taken",
+            connections=connections,
+        )
     return Limits(
         settings.max_request_bytes,
         settings.max_response_bytes,
         settings.max_concurrent_streams,
-        settings.max_connections,
+        connections,
         settings.max_connection_age_seconds,
     )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import struct
+import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +139,25 @@ def test_more_connections_are_closed(server: Server) -> None:
     finally:
         for client in clients:
             client.close()
+
+
+class _FewFiles(Server):
+    """A server that may open 64 files, and 200 when it asks."""
+
+    command = ("/bin/sh", "-c", 'ulimit -Sn 64 && ulimit -Hn 200 && exec "$@"', "sh", *Server.command)
+
+
+def test_connections_leave_files_for_probes(tmp_path: Path) -> None:
+    """It asks for all files that it may have, takes no more connections than leave some of them, and says so."""
+    with _FewFiles(tmp_path) as server:
+        assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (200, 200)
+        assert '"connections": 100' in server.log
+        host, _, port = server.address.rpartition(":")
+        with ExitStack() as stack:
+            for _ in range(300):
+                stack.enter_context(closing(socket.create_connection((host, int(port)), 10)))
+            with urllib.request.urlopen(f"http://{server.http}/livez", timeout=10) as answer:
+                assert answer.status == 200
 
 
 def test_who_pings_without_end_is_sent_away(server: Server) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from http.server import HTTPServer
 
 import pytest
 
@@ -64,6 +67,24 @@ def test_a_request_that_drips_is_ended(server: http.HttpServer, monkeypatch: pyt
 
         assert eventually(ended, 10, "it is ended")
     assert get(server, "/livez")[0] == 200
+
+
+def test_who_finds_no_file_free_costs_nothing(server: http.HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel says at once again that somebody waits: it is tried now and then, until there is room."""
+    tries: list[float] = []
+
+    def no_file(_: object) -> None:
+        tries.append(time.monotonic())
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with ExitStack() as stack:
+        with monkeypatch.context() as context:
+            context.setattr(HTTPServer, "get_request", no_file)
+            waiting = stack.enter_context(closing(socket.create_connection(("127.0.0.1", server.port), 5)))
+            eventually(lambda: len(tries) >= 4, 10, "a few tries")
+            assert tries[3] - tries[0] >= 0.25
+        waiting.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+        assert b" 200 " in waiting.recv(100)
 
 
 def test_what_is_reset_or_unknown_writes_no_line(

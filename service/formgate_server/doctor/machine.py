@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,7 @@ from formgate_server.policies.policy import PolicyError, load
 from formgate_server.policies.toml_file import TomlError
 from formgate_server.settings import Settings, is_loopback
 from formgate_server.storage.data_folder import DataFolderError, others_may_read, read_keys
-from formgate_server.wire import tls
+from formgate_server.wire import files, tls
 from formgate_server.wire.followed import UnfitFileError, content_of
 
 # What the commands and the client library read of the environment, beside the server's settings.
@@ -31,7 +30,6 @@ _SERVICE_LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|U
 _SOON_DAYS = 14
 _DAY = 86_400
 _LITTLE_DISK = 1 << 30
-_SPARE_FILES = 256
 
 
 def environment(variables: Mapping[str, str]) -> Iterator[Finding]:
@@ -60,12 +58,12 @@ def settings(given: Settings) -> Iterator[Finding]:
     cores = os.cpu_count() or 1
     if given.workers > cores:
         yield warn("settings", f"there are {given.workers} workers for {cores} cores", "have one worker a core")
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if files != resource.RLIM_INFINITY and files < given.max_connections + _SPARE_FILES:
+    most = files.most()
+    if most is not None and most < given.max_connections + files.SPARE:
         yield warn(
             "settings",
-            f"a process may open {files} files, and is to take {given.max_connections} connections",
-            f"set LimitNOFILE (ulimit -n) to {given.max_connections + _SPARE_FILES} or more, or lower"
+            f"a process may open {most} files, and is to take {given.max_connections} connections: it takes fewer",
+            f"set LimitNOFILE (ulimit -Hn) to {given.max_connections + files.SPARE} or more, or lower"
             " FORMGATE_MAX_CONNECTIONS",
         )
 

@@ -21,6 +21,7 @@ _log = structlog.get_logger("formgate.http")
 _TEXT = "text/plain; charset=utf-8"
 _MOST_CONNECTIONS = 64
 _LONGEST_CONNECTION_SECONDS = 30.0
+_NO_FILE_SECONDS = 0.1
 
 
 class HttpServer:
@@ -71,6 +72,13 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self._open: dict[socket.socket, float] = {}
         super().__init__(address, handler)
+
+    def get_request(self) -> Any:  # noqa: ANN401 - the library's
+        try:
+            return super().get_request()
+        except OSError:  # such as: too many open files. Who waits to be let in goes on waiting: without end, else
+            time.sleep(_NO_FILE_SECONDS)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - the library's
         while len(self._open) >= _MOST_CONNECTIONS:  # the oldest: a probe is answered long before it is that
