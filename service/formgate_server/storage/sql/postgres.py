@@ -156,7 +156,8 @@ class Connector:
             self._urls.sort(key=url.__ne__)  # first the one that answers
             return connection
         reason = unavailable()
-        reason.detail = f"{type(failed).__name__}: {failed}"
+        told = str(failed) or "no answer in time"  # a timeout says nothing
+        reason.detail = f"{type(failed).__name__}: {told}"
         raise reason from failed
 
     async def watched(self) -> Any:  # noqa: ANN401 - asyncpg is not typed
