@@ -19,6 +19,12 @@ _BEARER = re.compile(r"(?i)(bearer\s+)\S+")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _TRACES = frozenset({"exception", "stack"})
 _LONGEST = 4_000
+_NOISY = {
+    # A line for every statement, every poll, every call.
+    **dict.fromkeys(("aiosqlite", "asyncio", "grpc"), logging.INFO),
+    # A line for each of its parts, whenever a worker starts.
+    "alembic.runtime.plugins": logging.WARNING,
+}
 
 
 def set_up(level: str, form: Literal["console", "json"] | None) -> None:
@@ -60,8 +66,8 @@ def set_up(level: str, form: Literal["console", "json"] | None) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for noisy in ("aiosqlite", "asyncio", "grpc"):  # a line for every statement, every poll, every call
-        logging.getLogger(noisy).setLevel(max(logging.INFO, root.level))
+    for noisy, least in _NOISY.items():
+        logging.getLogger(noisy).setLevel(max(least, root.level))
     # It logs what strangers send before anybody has looked at it: each broken value, whole, with a trace.
     logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
 

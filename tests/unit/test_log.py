@@ -30,7 +30,7 @@ def lines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     kept = (
         root.handlers[:],
         root.level,
-        {name: logging.getLogger(name).level for name in ("aiosqlite", "asyncio", "grpc")},
+        {name: logging.getLogger(name).level for name in ("aiosqlite", "alembic.runtime.plugins", "asyncio", "grpc")},
     )
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
@@ -180,3 +180,11 @@ def test_the_drivers_are_quiet(lines: Lines) -> None:
     for name in ("aiosqlite", "asyncio", "grpc._cython.cygrpc"):
         logging.getLogger(name).debug("a statement with its values")
     assert lines.text == ""
+
+
+def test_a_worker_that_starts_lists_no_parts_of_a_library(lines: Lines) -> None:
+    """Eight lines of every worker, of nothing that could be otherwise; that the database is upgraded is told."""
+    logging.getLogger("alembic.runtime.plugins").info("setup plugin alembic.autogenerate.schemas")
+    logging.getLogger("alembic.runtime.migration").info("Running upgrade 0003 -> 0004")
+    assert "setup plugin" not in lines.text
+    assert "Running upgrade" in lines.text
