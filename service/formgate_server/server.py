@@ -70,6 +70,8 @@ async def _serve(settings: Settings) -> None:
         (hurry if stop.is_set() else stop).set()
 
     _on_signals(asked)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # started with nohup, it is to outlive its terminal
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, stop.set)
     async with build(settings, hurry=hurry) as addresses:
         garbage.slow_down()
         _tell_ready(settings, addresses)

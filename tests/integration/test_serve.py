@@ -448,6 +448,25 @@ def test_asked_to_end_it_ends_with_0(server: Server, send: Callable[[int, int], 
     server.stop()
 
 
+def test_a_hang_up_drains(server: Server) -> None:
+    """As when its terminal is closed. Where there are workers, it is how they are renewed."""
+    server.start()
+    server.process.send_signal(signal.SIGHUP)
+    assert server.wait() == 0
+    assert "draining" in server.log
+
+
+def test_with_nohup_it_outlives_its_terminal(server: Server) -> None:
+    """Whoever has it ignore the signal means it."""
+    server.command = ("/usr/bin/nohup", *server.command)
+    server.start()
+    server.process.send_signal(signal.SIGHUP)
+    with client(server) as manager:
+        new_key(manager)
+    server.stop()
+    assert server.log.count("draining") == 1
+
+
 @supervised_too
 def test_sigterm_drains(server: Server) -> None:
     """A call under way ends as if nothing were, whoever watches is told, and new ones are turned away.

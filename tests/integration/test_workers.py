@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -241,6 +242,25 @@ def test_renewed_by_sighup(supervised: Server) -> None:
     new_key(supervised)
     assert "the workers are renewed" in supervised.log
     supervised.stop()
+
+
+_WATCHED = """
+import signal, sys
+
+class Watch:
+    def find_spec(self, name, *_):
+        if name in {"asyncio", "structlog"}:
+            print(name, *(signal.getsignal(each).name for each in (signal.SIGINT, signal.SIGHUP)))
+
+sys.meta_path.insert(0, Watch())
+import formgate_server.workers.__main__
+"""
+
+
+def test_ctrl_c_is_not_for_a_worker_that_starts() -> None:
+    """Nor is its terminal's end. It knows before it imports what takes a second: none leaves a traceback there."""
+    told = subprocess.run([sys.executable, "-c", _WATCHED], capture_output=True, text=True, check=True, timeout=60)
+    assert told.stdout.splitlines() == ["asyncio SIG_IGN SIG_IGN", "structlog SIG_IGN SIG_IGN"]
 
 
 def test_what_is_shown_of_a_worker(supervised: Server) -> None:

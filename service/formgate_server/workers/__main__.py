@@ -1,13 +1,18 @@
 """A worker: what one process of several serves. Started by the supervisor only: see the package."""
 
+# ruff: noqa: E402 - what is imported takes a while, and ctrl-C is for the supervisor from the start: it says what to do
 from __future__ import annotations
+
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 import asyncio
 import ctypes
 import gc
 import json
 import os
-import signal
 import socket
 import sys
 import threading
@@ -32,8 +37,6 @@ def main() -> int:
     """Serve until told to end; returns the exit code: 0 when drained, 1 where it could not start."""
     number = int(sys.argv[1])
     _die_with_supervisor()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is for the supervisor, who says what to do
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     link = Link()
     hello = link.hello
     if not hello:
