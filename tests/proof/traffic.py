@@ -40,6 +40,8 @@ time_zone = "UTC"
 limits = [{ name = "credits", holder = "ACCOUNT", amount = 0, lifetime = true }]
 """
 OK, DISABLED, REVOKED = pb.KEY_STATE_ENABLED, pb.KEY_STATE_DISABLED, pb.KEY_STATE_REVOKED
+DELETED = pb.KEY_STATE_UNSPECIFIED
+"""The state of a key that is not there any more: no answer tells one."""
 HERE, ELSEWHERE = "192.0.2.1", "192.0.2.2"
 R = authorization_pb2.Reason
 _AGAIN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
@@ -70,10 +72,12 @@ class Tenant:
     member: bool = True
     address: str = ""
     retired: list[str] = field(default_factory=list)
-    """Secrets that never come back: revoked, rotated out."""
+    """Secrets that never come back: revoked, deleted, rotated out."""
 
     def reason(self) -> R.ValueType:
         """Return what a check of the key is to say."""
+        if self.state == DELETED:
+            return reason_name("KEY_NOT_FOUND")
         if self.state == REVOKED:
             return reason_name("KEY_REVOKED")
         if self.state == DISABLED:
@@ -181,7 +185,7 @@ class Traffic:
         """Make one change at random; of two, one that does away with why the key is denied, if it is."""
         if not tenant.member:
             await self._set_member(tenant)
-        elif tenant.state == REVOKED:
+        elif tenant.state in {REVOKED, DELETED}:
             tenant.retired.append(tenant.secret)
             await self.new_key(tenant)
         elif self.random.random() < 0.5 and (mend := self._mend(tenant)):
@@ -206,6 +210,7 @@ class Traffic:
             self._disable,
             self._enable,
             self._revoke,
+            self._delete,
             self._limit_address,
             self._rotate,
             self._set_member,
@@ -228,6 +233,11 @@ class Traffic:
         tenant.state = REVOKED
         request = keys.RevokeKeyRequest(key_id=tenant.key_id)
         await self.change(tenant, "RevokeKey", lambda: self.keys("RevokeKey", request))
+
+    async def _delete(self, tenant: Tenant) -> None:
+        tenant.state = DELETED
+        request = keys.DeleteKeyRequest(key_id=tenant.key_id)
+        await self.change(tenant, "DeleteKey", lambda: self._gone(tenant, self.keys("DeleteKey", request)))
 
     async def _limit_address(self, tenant: Tenant) -> None:
         tenant.address = self.random.choice(("", HERE, ELSEWHERE))
@@ -263,16 +273,17 @@ class Traffic:
             account_id=tenant.account_id, member_id="ann", key_disposition=disposition
         )
 
-        async def call() -> Any:
-            try:
-                return await self.accounts("RemoveMember", request)
-            except grpc.aio.AioRpcError as error:  # a call before this one, of which no answer came, has removed it
-                if error.code() is not grpc.StatusCode.NOT_FOUND:
-                    raise
-                # That one may not have been published. So that it is: any change of the account.
-                return await self.accounts("SetMember", self._other(tenant))
+        await self.change(tenant, "RemoveMember", lambda: self._gone(tenant, self.accounts("RemoveMember", request)))
 
-        await self.change(tenant, "RemoveMember", call)
+    async def _gone(self, tenant: Tenant, removal: Awaitable[Any]) -> Any:
+        """Remove something, which a call before, of which no answer came, may have done."""
+        try:
+            return await removal
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            # That one may not have been published. So that it is: any change of the account.
+            return await self.accounts("SetMember", self._other(tenant))
 
     def _other(self, tenant: Tenant) -> accounts_pb2.SetMemberRequest:
         return accounts_pb2.SetMemberRequest(account_id=tenant.account_id, member_id="bob", role=pb.ROLE_MEMBER)
