@@ -385,6 +385,7 @@ def test_rules_and_dashboard_are_the_files() -> None:
         ("tls.mutual.identities=x", "needs tls.mutual.enabled"),
         ("tls.mutual.enabled=true,tls.caKey=", "tls.mutual.caKey"),
         ("tls.certManager.enabled=true", "issuerRef.name"),
+        ("ports.grpc=9090", "can not listen twice"),
         ("preStopSeconds=20,terminationGracePeriodSeconds=30", "must be above"),
     ],
 )
@@ -395,6 +396,8 @@ def test_what_does_not_go_together_is_refused(words: str, told: str) -> None:
 
 WRONG = {
     "replicas=3": "(root): Additional property replicas",
+    "nameOverride=Gate": "nameOverride",
+    "fullnameOverride=a.b": "fullnameOverride",
     "image.tags=1": "image: Additional property tags",
     "tls.mutual.enable=true": "tls.mutual: Additional property enable",
     "secrets.pepper.value=00": "secrets.pepper: Additional property value",

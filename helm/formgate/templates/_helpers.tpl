@@ -113,6 +113,9 @@ no Deployment can be seen there is nothing to shrink, and what renders without t
 {{- fail "embedded: true is one server: autoscaling.enabled must be false" }}
 {{- end }}
 {{- end }}
+{{- if eq (int .Values.ports.grpc) (int .Values.ports.http) }}
+{{- fail "ports.grpc and ports.http are the same: the server can not listen twice on one port" }}
+{{- end }}
 {{- if and .Values.autoscaling.enabled (gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) }}
 {{- fail "autoscaling.minReplicas is above autoscaling.maxReplicas" }}
 {{- end }}
