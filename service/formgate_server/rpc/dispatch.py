@@ -20,14 +20,13 @@ from typing import NamedTuple
 import structlog
 from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
-from google.rpc.code_pb2 import Code
 
 from formgate_server import metrics
 from formgate_server.core import fields
 from formgate_server.core.authenticate import Authenticate
 from formgate_server.core.errors import FormgateError, InvalidArgumentError, PermissionDeniedError
 from formgate_server.core.model import Caller, ServiceRole
-from formgate_server.rpc.errors import internal, to_status
+from formgate_server.rpc.errors import internal
 from formgate_server.rpc.line import Ending, Lines, Outcome
 from formgate_server.rpc.methods import Method
 
@@ -148,9 +147,7 @@ class Dispatch:
 def _failed(ending: Ending, error: Exception) -> RpcError:
     """Note how a call fails, and return what its caller is told."""
     if isinstance(error, FormgateError):
-        status = to_status(error)
-        ending.code, ending.reason, ending.detail = Code.Name(status.code), error.reason, error.detail
-        return RpcError(status)
+        return RpcError(ending.failed(error))
     _log.exception("a call failed for a fault of ours", method=ending.called.path)
     ending.code = ending.reason = _INTERNAL
     return RpcError(internal())

@@ -15,12 +15,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import structlog
+from google.rpc.code_pb2 import Code
 
 from formgate_server import metrics
 from formgate_server.core.model import Caller, ServiceRole
 from formgate_server.core.verdict import Reason, Verdict
+from formgate_server.rpc.errors import to_status
 
 if TYPE_CHECKING:
+    from google.rpc import status_pb2
+
+    from formgate_server.core.errors import FormgateError
     from formgate_server.rpc.dispatch import Call
 
 _log = structlog.get_logger("formgate.rpc")
@@ -63,6 +68,12 @@ class Ending:
     seconds: float = 0.0
     detail: str = ""
     """Why it failed, for whoever runs the server and not for the caller."""
+
+    def failed(self, error: FormgateError) -> status_pb2.Status:
+        """Note that it fails by this error, and return what a caller of gRPC's is told."""
+        status = to_status(error)
+        self.code, self.reason, self.detail = Code.Name(status.code), error.reason, error.detail
+        return status
 
 
 class Lines:

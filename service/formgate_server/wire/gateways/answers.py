@@ -20,7 +20,6 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 import structlog
-from google.rpc.code_pb2 import Code
 
 from formgate_server import metrics
 from formgate_server.core.check_key import CheckKey
@@ -30,7 +29,6 @@ from formgate_server.core.policy import HttpDenial
 from formgate_server.core.ports import Clock
 from formgate_server.core.verdict import Verdict
 from formgate_server.rpc.dispatch import Call, Dispatch
-from formgate_server.rpc.errors import to_status
 from formgate_server.rpc.line import Ending
 from formgate_server.wire.auth_http import is_name
 from formgate_server.wire.gateways import told
@@ -93,7 +91,7 @@ class Answers:
         except TimeoutError:
             ending.code, ending.reason, answer = "UNAVAILABLE", "TIMEOUT", _UNAVAILABLE
         except FormgateError as error:
-            ending.code, ending.reason, ending.detail = Code.Name(to_status(error).code), error.reason, error.detail
+            ending.failed(error)
             answer = self._answer(error)
         except Exception:  # noqa: BLE001 - whatever it was, it is no yes, and the gateway is answered
             _log.exception("a gateway's request failed for a fault of ours")
