@@ -14,11 +14,13 @@ class FormgateError(Exception):
     """
 
     reason = "INTERNAL"
-    detail = ""
 
-    def __init__(self, message: str, *, reason: str = "", metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, message: str, *, reason: str = "", metadata: Mapping[str, str] | None = None, detail: str = ""
+    ) -> None:
         super().__init__(message)
         self.message = message
+        self.detail = detail
         self.reason = reason or self.reason
         self.metadata = dict(metadata or {})
 

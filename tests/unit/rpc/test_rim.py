@@ -71,8 +71,7 @@ def test_every_error_has_its_status(kind: type[errors.FormgateError]) -> None:
 
 def test_a_status_tells_no_detail() -> None:
     """What a store has said is for the log."""
-    error = errors.UnavailableError("away")
-    error.detail = "SQLite: database or disk is full"
+    error = errors.UnavailableError("away", detail="SQLite: database or disk is full")
     assert b"SQLite" not in to_status(error).SerializeToString()
 
 

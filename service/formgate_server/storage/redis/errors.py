@@ -12,8 +12,7 @@ class StoreUnavailable(CountersUnavailableError):  # noqa: N818 - it says what i
     """
 
     def __init__(self, detail: str) -> None:
-        super().__init__("The store of the counters does not answer.")
-        self.detail = detail
+        super().__init__("The store of the counters does not answer.", detail=detail)
 
     def __str__(self) -> str:
         return self.detail
@@ -30,8 +29,7 @@ class ScriptFailed(UnavailableError):  # noqa: N818 - as above
     """
 
     def __init__(self, detail: str) -> None:
-        super().__init__("The store of the counters can not do this.")
-        self.detail = detail
+        super().__init__("The store of the counters can not do this.", detail=detail)
 
     def __str__(self) -> str:
         return self.detail

@@ -35,15 +35,15 @@ def translated() -> Iterator[None]:
         if code == _WRONG_SQL or _is_our_fault(error, code):
             _forget_values(error.orig)
             raise
-        raise unavailable(error.orig) from error
+        raise unavailable(_said(error.orig)) from error
     except sqlite3.Error as error:
         if _code(error) == _WRONG_SQL:
             raise
-        raise unavailable(error) from error
+        raise unavailable(_said(error)) from error
     except asyncpg.SyntaxOrAccessError:
         raise
     except (PoolTimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        raise unavailable(error) from error
+        raise unavailable(_said(error)) from error
 
 
 def _is_our_fault(error: DBAPIError, code: str | None) -> bool:
@@ -65,13 +65,16 @@ def _code(cause: BaseException | None) -> str | None:
     return getattr(cause, "sqlite_errorname", getattr(cause, "sqlstate", None))
 
 
-def unavailable(cause: BaseException | None = None) -> UnavailableError:
-    """Return what to raise where the database does not answer, with what it has said of that."""
-    error = UnavailableError("The database does not answer.")
+def unavailable(detail: str = "") -> UnavailableError:
+    """Return what to raise where the database does not answer."""
+    return UnavailableError("The database does not answer.", detail=detail)
+
+
+def _said(cause: BaseException | None) -> str:
+    """Return what a database has said, for the log; empty: nothing."""
     if isinstance(cause, sqlite3.Error):
-        error.detail = f"SQLite: {cause}"  # such as: database or disk is full
-    else:
-        told = getattr(cause, "__cause__", None) or cause  # SQLAlchemy's is of asyncpg's, or asyncpg's own
-        if isinstance(told, asyncpg.PostgresError):
-            error.detail = f"PostgreSQL: {told.message} ({told.sqlstate})"  # its details may hold values
-    return error
+        return f"SQLite: {cause}"  # such as: database or disk is full
+    told = getattr(cause, "__cause__", None) or cause  # SQLAlchemy's is of asyncpg's, or asyncpg's own
+    if isinstance(told, asyncpg.PostgresError):
+        return f"PostgreSQL: {told.message} ({told.sqlstate})"  # its details may hold values
+    return ""

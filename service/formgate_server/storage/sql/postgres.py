@@ -155,10 +155,8 @@ class Connector:
             self._all.add(connection)
             self._urls.sort(key=url.__ne__)  # first the one that answers
             return connection
-        reason = unavailable()
         told = str(failed) or "no answer in time"  # a timeout says nothing
-        reason.detail = f"{type(failed).__name__}: {told}"
-        raise reason from failed
+        raise unavailable(f"{type(failed).__name__}: {told}") from failed
 
     async def watched(self) -> Any:  # noqa: ANN401 - asyncpg is not typed
         """Return a new connection; it is dropped where SQLAlchemy has it not ``ready`` in time."""
