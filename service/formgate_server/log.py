@@ -24,6 +24,8 @@ _NOISY = {
     **dict.fromkeys(("aiosqlite", "asyncio", "grpc"), logging.INFO),
     # A line for each of its parts, whenever a worker starts.
     "alembic.runtime.plugins": logging.WARNING,
+    # What strangers send before anybody has looked at it: each broken value, whole, with a trace.
+    "grpc._cython.cygrpc": logging.CRITICAL,
 }
 
 
@@ -68,8 +70,6 @@ def set_up(level: str, form: Literal["console", "json"] | None) -> None:
     root.setLevel(level.upper())
     for noisy, least in _NOISY.items():
         logging.getLogger(noisy).setLevel(max(least, root.level))
-    # It logs what strangers send before anybody has looked at it: each broken value, whole, with a trace.
-    logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
 
 
 def blot(text: str) -> str:

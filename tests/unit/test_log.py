@@ -30,7 +30,7 @@ def lines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     kept = (
         root.handlers[:],
         root.level,
-        {name: logging.getLogger(name).level for name in ("aiosqlite", "alembic.runtime.plugins", "asyncio", "grpc")},
+        {name: logging.getLogger(name).level for name in log._NOISY},
     )
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
