@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -125,33 +126,27 @@ def test_usage_shows_how_far_it_is_on_stderr_only(server: Server) -> None:
     assert "recording" not in piped.out + piped.err
 
 
+def listing(stdout: IO[bytes]) -> subprocess.CompletedProcess[bytes]:
+    """Have a command write its listing there."""
+    command = [str(COMMAND), "policy", "list", "--json"]
+    return subprocess.run(
+        command, stdout=stdout, stderr=subprocess.PIPE, env=clean_environment(), timeout=60, check=False
+    )
+
+
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     """`formgate policy list --json | head -1` says nothing on stderr."""
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as closed:
-        done = subprocess.run(
-            [str(COMMAND), "policy", "list", "--json"],
-            stdout=closed,
-            stderr=subprocess.PIPE,
-            env=clean_environment(),
-            timeout=60,
-            check=False,
-        )
+        done = listing(closed)
     assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_what_can_not_be_written_is_said() -> None:
     """A full disk is no fault of the command's, and nothing that it did not do."""
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
-            [str(COMMAND), "policy", "list", "--json"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            env=clean_environment(),
-            timeout=60,
-            check=False,
-        )
+        done = listing(full)
     assert done.returncode == 3
     assert done.stderr.startswith(b"error: what it prints can not be written: No space left on device\nhint: what was")
     assert done.stderr.count(b"\n") == 2
